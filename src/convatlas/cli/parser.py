@@ -1,0 +1,66 @@
+"""Argument parsing that all verbs share: errors of one line that offer the nearest names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from convatlas.catalog import TASKS, resolve
+from convatlas.errors import Unsupported, unknown
+
+__all__ = ["Parser", "UsageError", "choose_task", "fresh_folder"]
+
+
+class UsageError(ValueError):
+    """The words of a command are wrong."""
+
+
+class Parser(ArgumentParser):
+    """A jsonargparse parser whose errors are exceptions of one line, with the nearest names of a mistyped option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a `UsageError`."""
+        text = " ".join(str(message).split())
+        known = [option for action in self._actions for option in action.option_strings]
+        words = re.findall(r"--[\w.-]+", text) or [f"--{key}" for key in re.findall(r"[Kk]ey '?\"?([\w.]+)", text)]
+        for word in words:
+            near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+            if word not in known and near:
+                text += f"; did you mean {' or '.join(near)}?"
+                break
+        raise UsageError(f"{text} (see '{self.prog} --help')")
+
+
+def choose_task(argv: Sequence[str], verb: str) -> tuple[type[Any] | None, list[str]]:
+    """The task class that the first word names, and the other words; None when help is asked for instead.
+
+    Raises:
+        UnknownName: there is no such task.
+        UsageError: no task is named.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        return None, list(argv)
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(f"name a task first: convatlas {verb} {'|'.join(TASKS)}")
+    if argv[0] not in TASKS:
+        raise unknown("task", argv[0], TASKS)
+    task: type[Any] = resolve(TASKS[argv[0]])
+    if verb not in task.verbs:
+        raise Unsupported(f"the task {argv[0]} has no verb {verb!r}; it has {', '.join(task.verbs)}")
+    return task, list(argv[1:])
+
+
+def fresh_folder(base: str | os.PathLike[str], name: str) -> Path:
+    """A folder below ``base`` that does not exist yet: the name and the time."""
+    stem = Path(base) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = stem, 1
+    while folder.exists():
+        folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    return folder

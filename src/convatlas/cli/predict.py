@@ -1,0 +1,35 @@
+"""``convatlas predict``: apply a trained run to the user's files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from convatlas.cli.parser import fresh_folder
+from convatlas.cli.train import output_to_stderr
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Predict for files or folders and write the results."""
+    parser = argparse.ArgumentParser("convatlas predict", description="Apply a trained run to your files.")
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files or folders to predict for")
+    parser.add_argument("--out", help="where to write; by default a new folder below RUN/predictions")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments = parser.parse_args(argv)
+    from convatlas.training.task import open_task
+
+    folder = Path(arguments.out) if arguments.out else fresh_folder(Path(arguments.run) / "predictions", "predict")
+    with output_to_stderr(arguments.json):
+        task = open_task(arguments.run)
+        task.require("predict")
+        report = task.predict(arguments.inputs, folder)
+    if arguments.json:
+        print(report.to_json())
+    else:
+        report.to_terminal()
+        print(f"predictions: {folder}")
+    return 0

@@ -1,0 +1,55 @@
+"""``convatlas show``: one system."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from convatlas import catalog
+from convatlas.catalog import Card
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the card of a system, or JSON."""
+    parser = argparse.ArgumentParser("convatlas show", description="One system: its papers, what it offers, its models.")
+    parser.add_argument("system", help="slug of the system, as 'convatlas list' shows it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    card = catalog.card(arguments.system)
+    if arguments.json:
+        print(json.dumps({**card.as_dict(), "public": _public(card)}, indent=1, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console(highlight=False)
+    for paper in card.papers:
+        console.print(f"[bold]{paper.title}[/bold]")
+        where = [paper.venue or "", str(paper.year), f"arXiv {paper.arxiv}" if paper.arxiv else ""]
+        console.print(Padding(", ".join(part for part in dict.fromkeys(where) if part), (0, 0, 0, 2)))
+    console.print(f"\n{card.purpose}\n")
+    state = "available" if card.available else "planned, not part of this version"
+    console.print(f"[bold]{', '.join(card.kinds)}[/bold]; {state}; home: convatlas.{card.home}\n")
+    console.print("[bold]Offers[/bold]")
+    for offer in card.offers:
+        console.print(Padding(offer, (0, 0, 0, 2)))
+    if card.available:
+        if card.models:
+            console.print("\n[bold]Models[/bold]")
+            console.print(Padding(", ".join(card.models), (0, 0, 0, 2)))
+        console.print("\n[bold]In Python[/bold]")
+        for module, names in _public(card).items():
+            console.print(Padding(f"from {module} import {', '.join(names)}", (0, 0, 0, 2)))
+        console.print(f"\nconvatlas reproduce {card.slug}")
+    return 0
+
+
+def _public(card: Card) -> dict[str, list[str]]:
+    tables = {"VARIANTS", "PUBLISHED"}
+    modules = {module: catalog.public_names(module) for module in card.modules if not module.startswith("experiments.")}
+    return {
+        f"convatlas.{module}": [name for name in names if name not in tables] for module, names in modules.items() if names
+    }

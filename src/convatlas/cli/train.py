@@ -1,0 +1,113 @@
+"""``convatlas train``: fit a task to the user's data."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from convatlas.catalog import TASKS
+from convatlas.cli.parser import Parser, UsageError, choose_task, fresh_folder
+from convatlas.errors import unknown
+
+__all__ = ["output_to_stderr", "recipe_path", "run", "task_parser"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train, write a run folder and say where it lies."""
+    cls, words = choose_task(argv, "train")
+    if cls is None:
+        print(f"usage: convatlas train TASK ...\n\ntasks: {', '.join(TASKS)}\n\n'convatlas train TASK --help' lists the settings.")
+        return 0
+    parser = task_parser(cls, "train")
+    parser.add_argument("--run", type=str | None, help="folder of the run; by default one below runs/ with the time")
+    parser.add_argument("--resume", type=str | None, help="go on with this interrupted run; takes no other settings")
+    arguments = parser.parse_args(_with_recipe(words, cls))
+    from convatlas.training.run import Run
+    from convatlas.training.task import split_settings
+
+    if arguments.resume is not None:
+        if arguments.run is not None:
+            raise UsageError("--resume names the run; --run cannot be given beside it")
+        values, folder = Run.open(arguments.resume).settings(), Path(arguments.resume)
+        if values["task"] != cls.name:
+            raise UsageError(f"{arguments.resume} is a run of the task {values['task']}, not of {cls.name}")
+        task, training = split_settings(cls, values)
+    else:
+        task, training = built(parser, arguments, cls)
+        folder = Path(arguments.run) if arguments.run else fresh_folder("runs", f"{cls.name}-{task.model}")
+    with output_to_stderr(arguments.json):
+        report = task.fit(folder, training, resume=arguments.resume is not None)
+    if arguments.json:
+        print(report.to_json())
+    else:
+        report.to_terminal()
+        print(f"run: {folder}\nreport: {folder / 'report.html'}")
+    return 0
+
+
+def task_parser(cls: type[Any], verb: str) -> Parser:
+    """A parser for the settings of a task and its training, with configuration files and recipes."""
+    from convatlas.training.settings import Training
+
+    summary = (cls.__doc__ or "").strip().splitlines()[0]
+    parser = Parser(prog=f"convatlas {verb} {cls.name}", description=summary, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with settings, e.g. the config.yaml of a run")
+    parser.add_argument("--recipe", type=str | None, help=f"published training recipe: {', '.join(_recipes(cls))}")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in configuration files")
+    parser.add_class_arguments(cls)
+    parser.add_class_arguments(Training)
+    return parser
+
+
+def built(parser: Parser, arguments: Any, cls: type[Any]) -> tuple[Any, Any]:
+    """The task and the training settings that parsed arguments describe."""
+    import dataclasses
+
+    from convatlas.training.settings import Training
+
+    values = vars(parser.instantiate_classes(arguments))
+    task = cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls) if entry.init})
+    return task, Training(**{entry.name: values[entry.name] for entry in dataclasses.fields(Training)})
+
+
+def recipe_path(cls: type[Any], name: str) -> Path:
+    """The file of a published recipe.
+
+    Raises:
+        UnknownName: there is no such recipe.
+    """
+    recipes = _recipes(cls)
+    if name not in recipes:
+        raise unknown(f"recipe of {cls.name}", name, recipes)
+    return recipes[name]
+
+
+def _recipes(cls: type[Any]) -> dict[str, Path]:
+    folder = Path(str(resources.files(cls.__module__.rpartition(".")[0]))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _with_recipe(words: list[str], cls: type[Any]) -> list[str]:
+    """Put a recipe's file before all other settings, so that they override it."""
+    for index, word in enumerate(words):
+        name = word.partition("=")[2] if word.startswith("--recipe=") else None
+        if word == "--recipe" and index + 1 < len(words):
+            name = words[index + 1]
+        if name:
+            return ["--config", str(recipe_path(cls, name)), *words]
+    return words
+
+
+@contextlib.contextmanager
+def output_to_stderr(active: bool) -> Iterator[None]:
+    """While a job runs, keep standard output free for its JSON."""
+    if not active:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,9 @@
+"""What a user's files look like: readers, splits, built-in data, and what happens to an image before a network sees it.
+
+images          folders of classes, NPZ, MNIST-format idx files and scikit-learn's digits, read as one kind of set
+arrays          the array formats behind it, validated
+transforms      the evaluation preprocessing and the training augmentation of one image
+rand_augment    RandAugment
+mixing          mixup and CutMix of a batch
+dataset         the torch Dataset over a set of images
+"""

@@ -1,0 +1,226 @@
+"""The protocol of every network: a frozen config, features from high to low resolution, a head that can be replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convatlas.data.transforms import Preprocess
+from convatlas.errors import unknown
+from convatlas.weights import Layout
+
+__all__ = ["Backbone", "BackboneConfig", "Feature", "FeatureExtractor", "NetworkConfig", "PublishedFile"]
+
+
+class Feature(NamedTuple):
+    """One map of a feature pyramid: its channels and how many input pixels one of its positions spans."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A checkpoint that the authors published.
+
+    Attributes:
+        url: where it lies (``https://`` or ``hf://``).
+        licence: of the weights.
+        figures: what it should reach, as published, e.g. ``{"ImageNet-1K top-1 [%]": 82.3}``.
+        verified: how its layout was checked here.
+        sha256: of the file, where it is known.
+    """
+
+    url: str
+    licence: str
+    figures: Mapping[str, float]
+    verified: str = "key names and shapes follow the authors' code; not tried on the file itself"
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(ABC):
+    """Everything that decides what a network is. A subclass adds its fields and names its network in `build`."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network with fresh weights."""
+
+    def override(self, **changes: Any) -> Self:
+        """A copy with some fields replaced; lists become tuples, mappings become the nested config of that field.
+
+        Raises:
+            UnknownName: there is no such field; the message offers the nearest names.
+        """
+        return _replaced(self, changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(NetworkConfig):
+    """Config of a network for images with a classifier.
+
+    Attributes:
+        num_classes: size of the classifier; 0 leaves it out, so that `forward` gives the features before it.
+        in_channels: channels of the input image.
+        preprocess: how the published weights expect an image to be prepared.
+
+    Raises:
+        ValueError: num_classes or in_channels is out of range.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    def __post_init__(self) -> None:
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
+
+    @abstractmethod
+    def build(self) -> Backbone: ...
+
+
+class Backbone(nn.Module, ABC):
+    """A network that turns an image (B, C, H, W) into feature maps and class scores.
+
+    A subclass sets ``feature_info`` in its constructor and defines `forward_features`, `forward_head` and
+    `reset_classifier`.
+    """
+
+    #: How foreign checkpoint layouts map to this class (see `convatlas.weights`).
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+    #: Modules whose first weight dimension is the number of classes.
+    classifier_modules: ClassVar[tuple[str, ...]] = ()
+    #: Convolutions that read the image.
+    stem_modules: ClassVar[tuple[str, ...]] = ()
+
+    feature_info: tuple[Feature, ...]
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.gradient_checkpointing = False
+
+    @property
+    def num_classes(self) -> int:
+        """Size of the classifier."""
+        return int(self.config.num_classes)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input image."""
+        return int(self.config.in_channels)
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of an image (B, C, H, W), from high to low resolution, as `feature_info` describes them."""
+
+    @abstractmethod
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, num_classes) of an image (B, in_channels, H, W).
+
+        Raises:
+            ValueError: x has a wrong number of dimensions or channels, or is smaller than the total stride.
+        """
+        return self.forward_head(self.forward_features(x)[-1])
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A random input of the published size, for tracing and timing."""
+        size = self.config.preprocess.size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (torch.randn(batch, self.in_channels, height, width),)
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the activations of each stage in the backward pass instead of keeping them: less memory, slower."""
+        self.gradient_checkpointing = enabled
+
+    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # A captured graph updates the statistics once anyway, and takes no context.
+            contexts = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
+            return checkpoint(stage, x, use_reentrant=False, **contexts)  # type: ignore[no-any-return]
+        return stage(x)  # type: ignore[no-any-return]
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        stride = self.feature_info[-1].stride
+        if min(x.shape[2:]) < stride:
+            raise ValueError(f"x must be at least {stride} x {stride} pixels, got {x.shape[2]} x {x.shape[3]}")
+
+
+class FeatureExtractor(nn.Module):
+    """A backbone without its classifier that returns chosen maps of its feature pyramid.
+
+    Args:
+        backbone: the network; it is used as it is, not copied.
+        out_indices: which maps to return, as indices into its ``feature_info``.
+
+    Raises:
+        ValueError: an index is out of range.
+    """
+
+    def __init__(self, backbone: Backbone, out_indices: Sequence[int]) -> None:
+        super().__init__()
+        count = len(backbone.feature_info)
+        if not out_indices or not all(-count <= index < count for index in out_indices):
+            raise ValueError(f"out_indices must be indices below {count}, got {tuple(out_indices)}")
+        backbone.reset_classifier(0)
+        self.backbone = backbone
+        self.out_indices = tuple(index % count for index in out_indices)
+        self.feature_info = tuple(backbone.feature_info[index] for index in self.out_indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The chosen feature maps of an image (B, C, H, W)."""
+        features = self.backbone.forward_features(x)
+        return [features[index] for index in self.out_indices]
+
+
+def _recomputing(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed pass and of its repetition, which must not count in running statistics again."""
+    return nullcontext(), _statistics_kept(stage)
+
+
+@contextmanager
+def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+    tracking = [module for module in stage.modules() if getattr(module, "track_running_stats", False)]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+def _replaced(config: Any, changes: Mapping[str, Any]) -> Any:
+    known = {entry.name for entry in dataclasses.fields(config)}
+    values = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise unknown(f"option of {type(config).__name__}", name, known)
+        current = getattr(config, name)
+        nested = dataclasses.is_dataclass(current) and isinstance(value, Mapping)
+        values[name] = _replaced(current, value) if nested else _tuples(value)
+    return dataclasses.replace(config, **values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,275 @@
+"""ResNet, and ECA-Net: a ResNet with efficient channel attention at the end of each residual branch.
+
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385, in the form that is
+common since ("v1.5"): the 3x3 convolution of a bottleneck has the stride. Parameters are named as in torchvision.
+Wang, Wu, Zhu, Li, Zuo, Hu: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
+arXiv 1910.03151.
+
+The ECA-Net checkpoints of the authors are linked from https://github.com/BangguWu/ECANet (MIT) on Google Drive, where
+no program can fetch them. Download one by hand (eca_resnet50_k3557 for ``eca_resnet50``; the digits are the kernel
+sizes of the four stages) and give its path: ``create_model("eca_resnet50", weights=path)``. Published top-1 on
+ImageNet-1K: 70.92 (18 layers), 74.21 (34), 77.42 (50), 78.65 (101), 78.92 (152). The layout follows the authors' code; no
+file was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from convatlas.data.transforms import Preprocess
+from convatlas.errors import unknown
+from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
+from convatlas.nn.mixers.eca import eca_per_stage
+from convatlas.weights import Layout
+
+__all__ = ["PUBLISHED", "VARIANTS", "BasicBlock", "Bottleneck", "ResNet", "ResNetConfig", "projection"]
+
+#: Makes the attention of a block from its channels; it keeps the shape of a map (B, C, H, W).
+Attention = Callable[[int], nn.Module]
+
+_LAYOUTS = {
+    "authors": Layout(renames=((r"(^|\.)eca\.conv\.weight$", r"\1attention.weight"),)),
+    "timm": Layout(renames=((r"(^|\.)se\.conv\.weight$", r"\1attention.weight"),)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(BackboneConfig):
+    """Config of `ResNet`.
+
+    Attributes:
+        block: ``"basic"`` (two 3x3 convolutions) or ``"bottleneck"`` (1x1, 3x3, 1x1).
+        depths: blocks of each stage.
+        widths: channels of the 3x3 convolutions of each stage; a bottleneck puts out four times as many.
+        stem_width: channels of the stem.
+        small_stem: a 3x3 stem that keeps the resolution, for images of about 32 pixels, instead of 7x7 with stride 2
+            and max-pooling.
+        eca_kernel_sizes: kernel size of ECA for each stage, as numbers or as digits ("3557"); None for no attention.
+    """
+
+    block: str = "basic"
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem_width: int = 64
+    small_stem: bool = False
+    eca_kernel_sizes: tuple[int, ...] | str | None = None
+    preprocess: Preprocess = field(default_factory=lambda: Preprocess(interpolation="bilinear"))
+
+    def build(self) -> ResNet:
+        return ResNet(self)
+
+
+class BasicBlock(nn.Module):
+    """y = relu(downsample(x) + attention(bn2(conv2(relu(bn1(conv1(x))))))), both convolutions 3x3 (paper, figure 5).
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the convolutions and of the output.
+        stride: of the first convolution.
+        downsample: maps the input to the shape of the output where they differ; see `projection`.
+        attention: module at the end of the residual branch that keeps the shape; by default the identity.
+    """
+
+    expansion: ClassVar[int] = 1
+    layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        attention: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.attention = attention or nn.Identity()
+        self.downsample = downsample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, width, H / stride, W / stride), sizes rounded up."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.attention(self.bn2(self.conv2(y)))
+        return self.relu(y + self.downsample(x))  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution to four times the width, then attention; plus the shortcut (paper, figure 5).
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the 3x3 convolution; the output has four times as many.
+        stride: of the 3x3 convolution.
+        downsample: maps the input to the shape of the output where they differ; see `projection`.
+        attention: module at the end of the residual branch that keeps the shape; by default the identity.
+    """
+
+    expansion: ClassVar[int] = 4
+    layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        attention: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, self.expansion * width, 1)
+        self.bn3 = nn.BatchNorm2d(self.expansion * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.attention = attention or nn.Identity()
+        self.downsample = downsample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 4 * width, H / stride, W / stride), sizes rounded up."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.attention(self.bn3(self.conv3(y)))
+        return self.relu(y + self.downsample(x))  # type: ignore[no-any-return]
+
+
+_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class ResNet(Backbone):
+    """The residual network (paper, table 1): 7x7 stem and max-pooling, four stages, mean pool, linear classifier.
+
+    Loads torchvision's layout as it is, and the ECA-Net layouts of its authors and of timm.
+
+    Args:
+        config: what to build.
+        attention: makes the attention of a block from its channels, e.g. ``SqueezeExcite``, for studies with another
+            one; by default the ECA of the config, or none.
+
+    Raises:
+        UnknownName: there is no such block.
+        ValueError: the tuples of the config name different numbers of stages, or a kernel size is even.
+    """
+
+    layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
+    classifier_modules: ClassVar[tuple[str, ...]] = ("fc",)
+    stem_modules: ClassVar[tuple[str, ...]] = ("conv1",)
+
+    def __init__(self, config: ResNetConfig, *, attention: Attention | None = None) -> None:
+        super().__init__(config)
+        depths, widths = config.depths, config.widths
+        if config.block not in _BLOCKS:
+            raise unknown("block", config.block, _BLOCKS)
+        if not depths or len(depths) != len(widths) or min(*depths, *widths) < 1:
+            raise ValueError(f"depths and widths must be positive and of the same length, got {depths} and {widths}")
+        block = _BLOCKS[config.block]
+        attentions: Sequence[Attention] = [attention or nn.Identity] * len(depths)
+        if attention is None and config.eca_kernel_sizes is not None:
+            attentions = eca_per_stage(config.eca_kernel_sizes, len(depths))
+        if config.small_stem:
+            self.conv1 = _conv(config.in_channels, config.stem_width, 3)
+        else:
+            self.conv1 = _conv(config.in_channels, config.stem_width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(config.stem_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if config.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        stride, channels = (1 if config.small_stem else 4), config.stem_width
+        features = []
+        self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
+        for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):
+            first_stride = 1 if not features else 2
+            out_channels = block.expansion * width
+            blocks = []
+            for index in range(depth):
+                step = first_stride if index == 0 else 1
+                changes = step != 1 or channels != out_channels
+                blocks.append(
+                    block(
+                        channels,
+                        width,
+                        stride=step,
+                        downsample=projection(channels, out_channels, stride=step) if changes else None,
+                        attention=make_attention(out_channels),
+                    )
+                )
+                channels = out_channels
+            self.add_module(name, nn.Sequential(*blocks))
+            stride *= first_stride
+            features.append(Feature(channels, stride))
+        self.feature_info = tuple(features)
+        self.reset_classifier(config.num_classes)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        self._check_input(x)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        features = []
+        for name in self._stages:
+            x = self._run_stage(self.get_submodule(name), x)
+            features.append(x)
+        return features
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.config = self.config.override(num_classes=num_classes)
+        self.fc: nn.Module = nn.Identity()
+        if num_classes > 0:
+            weight = self.conv1.weight
+            self.fc = nn.Linear(self.feature_info[-1].channels, num_classes, device=weight.device, dtype=weight.dtype)
+
+
+def projection(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
+    """The shortcut of a block that changes channels or resolution: 1x1 convolution and batch norm (paper, option B)."""
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    # Standard deviation sqrt(2 / (k * k * out_channels)). Done here, so that attention keeps its own initialisation.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+_DEPTHS_50 = (3, 4, 6, 3)
+_DEPTHS_101 = (3, 4, 23, 3)
+_DEPTHS_152 = (3, 8, 36, 3)
+
+VARIANTS: dict[str, ResNetConfig] = {
+    "resnet18": ResNetConfig(),
+    "resnet34": ResNetConfig(depths=_DEPTHS_50),
+    "resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50),
+    "resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101),
+    "resnet152": ResNetConfig(block="bottleneck", depths=_DEPTHS_152),
+    "eca_resnet18": ResNetConfig(eca_kernel_sizes=(3, 5, 7, 7)),
+    "eca_resnet34": ResNetConfig(depths=_DEPTHS_50, eca_kernel_sizes=(3, 3, 5, 7)),
+    "eca_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, eca_kernel_sizes=(3, 5, 5, 7)),
+    "eca_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, eca_kernel_sizes=(3, 3, 5, 7)),
+    "eca_resnet152": ResNetConfig(block="bottleneck", depths=_DEPTHS_152, eca_kernel_sizes=(3, 3, 5, 7)),
+}
+
+
+def _torchvision(file: str, top1: float) -> tuple[PublishedFile, ...]:
+    url, figures = f"https://download.pytorch.org/models/{file}.pth", {"ImageNet-1K top-1 [%]": top1}
+    return (PublishedFile(url, "BSD-3-Clause", figures),)
+
+
+#: The weights that torchvision trained with the recipe of the paper (its "V1" weights).
+PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
+    "resnet18": _torchvision("resnet18-f37072fd", 69.758),
+    "resnet34": _torchvision("resnet34-b627a593", 73.314),
+    "resnet50": _torchvision("resnet50-0676ba61", 76.130),
+    "resnet101": _torchvision("resnet101-63fe2227", 77.374),
+    "resnet152": _torchvision("resnet152-394f9c45", 78.312),
+}

@@ -1,0 +1,1 @@
+"""Layers with parameters, built on `convatlas.ops`."""

@@ -1,0 +1,1 @@
+"""Layers that keep the shape of their input: attention, gates and token mixers."""

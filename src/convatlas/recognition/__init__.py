@@ -1,0 +1,1 @@
+"""Recognise what an image shows."""

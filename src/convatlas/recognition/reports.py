@@ -1,0 +1,243 @@
+"""What a user wants to see of a classifier: quality, confusions, mistakes, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from convatlas.files import atomic_path
+from convatlas.report import Bars, Files, Heatmap, Images, Lines, Note, Part, Report, Scatter, Section, Table
+from convatlas.training.measure import count_parameters, latency, provenance
+from convatlas.training.run import Run
+
+if TYPE_CHECKING:
+    from convatlas.recognition.task import Predictions, Recognition
+
+__all__ = ["comparison_report", "evaluation_report", "prediction_report", "quality", "training_report"]
+
+#: Pictures on one page; a page of thousands is slow to open.
+_MOST_PICTURES = 60
+
+
+def quality(predictions: Predictions) -> dict[str, float]:
+    """Accuracy, top-5 accuracy (of more than 5 classes), macro F1, balanced accuracy and cross-entropy of labelled images."""
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    labels, best = predictions.images.labels, predictions.best
+    right = predictions.probabilities[np.arange(len(labels)), labels]
+    measured = {"accuracy": float((best == labels).mean())}
+    if len(predictions.classes) > 5:
+        rank = (predictions.probabilities > right[:, None]).sum(1)
+        measured["top-5 accuracy"] = float((rank < 5).mean())
+    present = np.unique(labels)
+    measured["macro F1"] = float(f1_score(labels, best, labels=present, average="macro", zero_division=0))
+    measured["balanced accuracy"] = float(balanced_accuracy_score(labels, best)) if len(present) > 1 else measured["accuracy"]
+    measured["cross-entropy [nats]"] = float(-np.log(np.maximum(right, 1e-12)).mean())
+    return measured
+
+
+def evaluation_report(task: Recognition, predictions: Predictions) -> Report:
+    """Quality of labelled images: numbers, confusion matrix, worst mistakes."""
+    measured = quality(predictions)
+    summary = f"{task.model}: {measured['accuracy']:.2%} of {len(predictions.images)} images are named rightly."
+    sections = [Section("Quality", _quality_parts(predictions, measured)), *_mistakes(predictions), *_skipped(predictions)]
+    return Report(f"Evaluation of {task.model}", summary, sections, provenance())
+
+
+def prediction_report(task: Recognition, predictions: Predictions) -> Report:
+    """Every image with its class, as a page of pictures."""
+    shown = range(min(len(predictions.images), _MOST_PICTURES))
+    pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in shown]
+    count = len(predictions.images)
+    caption = f"The first {len(pictures)} of {count}; predictions.csv has all." if count > len(pictures) else ""
+    parts: list[Part] = [Images("Predictions", pictures, caption), Files("Files", {"all predictions": "predictions.csv"})]
+    named = [predictions.classes[index] for index in predictions.best]
+    share = {name: named.count(name) for name in predictions.classes if name in named}
+    if len(share) <= 30:
+        parts.append(Bars("How often each class was found", "images", share))
+    sections = [Section("Predictions", parts), *_skipped(predictions)]
+    summary = f"{task.model} named {count} image{'s' if count != 1 else ''}."
+    return Report(f"Predictions of {task.model}", summary, sections, provenance())
+
+
+def training_report(task: Recognition, run: Run) -> Report:
+    """Curves of the training, quality on the held-out images, mistakes and cost; writes the pictures in ``samples``."""
+    predictions = task.probabilities(task.splits["test"])
+    predictions.write_csv(run.folder / "predictions.csv")
+    measured = quality(predictions)
+    rows = run.read_metrics()
+    _write_samples(run, predictions)
+    best = max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
+    summary = (
+        f"{task.model} names {measured['accuracy']:.2%} of {len(predictions.images)} held-out images rightly "
+        f"(best epoch {best['epoch']:.0f} of {len(rows)}, chosen by validation accuracy)."
+    )
+    files = Files(
+        "Files",
+        {
+            "settings": "config.yaml",
+            "weights of the best epoch": "checkpoints/best.safetensors",
+            "one row an epoch": "metrics.csv",
+            "predictions for the held-out images": "predictions.csv",
+        },
+    )
+    sections = [
+        Section("Quality on held-out images", _quality_parts(predictions, measured)),
+        *_mistakes(predictions),
+        Section("Training", [*_curves({task.model: rows}), _data_table(task)]),
+        Section("Cost", [_cost_table({task.model: task}, {task.model: run})]),
+        *_skipped(predictions, task.unreadable),
+        Section("Files", [files]),
+    ]
+    return Report(f"Recognition with {task.model}", summary, sections, provenance(data=task.data))
+
+
+def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run], folder: Path) -> Report:
+    """Several networks that were trained on the same images under the same budget, side by side."""
+    held_out = {name: task.probabilities(task.splits["test"]) for name, task in tasks.items()}
+    measured = {name: quality(predictions) for name, predictions in held_out.items()}
+    rows = {name: run.read_metrics() for name, run in runs.items()}
+    winner = max(measured, key=lambda name: measured[name]["accuracy"])
+    cost = _cost_table(tasks, runs)
+    cost_of = {str(row[0]): row for row in cost.rows}
+    names = list(next(iter(measured.values())))
+    table = Table(
+        "Quality on the same held-out images",
+        ["model", *names],
+        [[name, *(measured[name][key] for key in names)] for name in tasks],
+        highlight={name: "min" if name.startswith("cross-entropy") else "max" for name in names},
+    )
+    pareto = Scatter(
+        "Quality against speed",
+        "latency of one image [ms]",
+        "accuracy",
+        {name: (float(cost_of[name][3] or 0), measured[name]["accuracy"]) for name in tasks},
+        caption="Up and to the left is better.",
+    )
+    links = {f"report of {name}": str((run.folder / "report.html").relative_to(folder)) for name, run in runs.items()}
+    detail = [
+        section
+        for name in tasks
+        for section in (
+            Section(f"Confusions of {name}", [_confusion(held_out[name])]),
+            *_mistakes(held_out[name], f"Worst mistakes of {name}"),
+        )
+    ]
+    sections = [
+        Section("Side by side", [table, cost, pareto]),
+        Section("Training", _curves(rows)),
+        *detail,
+        Section("Files", [Files("The runs", links)]),
+    ]
+    first = next(iter(tasks.values()))
+    summary = (
+        f"{winner} is the most accurate: {measured[winner]['accuracy']:.2%} of "
+        f"{len(held_out[winner].images)} held-out images. All were trained on the same images with the same budget."
+    )
+    return Report(f"{' and '.join(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
+
+
+def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> list[Part]:
+    return [Table("Measured", list(measured), [list(measured.values())]), _confusion(predictions)]
+
+
+def _confusion(predictions: Predictions) -> Heatmap:
+    from sklearn.metrics import confusion_matrix
+
+    classes = predictions.classes
+    matrix = confusion_matrix(predictions.images.labels, predictions.best, labels=range(len(classes)))
+    return Heatmap("Confusion matrix", matrix, classes, classes, "predicted class", "true class")
+
+
+def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int = 12) -> list[Section]:
+    labels, best = predictions.images.labels, predictions.best
+    wrong = np.flatnonzero(best != labels)
+    if len(wrong) == 0:
+        return [Section(title, [Note("Every held-out image was named rightly.")])]
+    worst = wrong[np.argsort(-predictions.probabilities[wrong, best[wrong]])][:most]
+    pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in worst]
+    caption = f"The surest of {len(wrong)} wrong answers."
+    return [Section(title, [Images(title, pictures, caption)])]
+
+
+def _skipped(predictions: Predictions, later: Mapping[str, str] | None = None) -> list[Section]:
+    listed = {skipped.path: skipped.reason for skipped in predictions.skipped} | dict(later or {})
+    if not listed:
+        return []
+    rows = [[name, reason] for name, reason in sorted(listed.items())[:200]]
+    caption = f"{len(listed)} files could not be read and were left out."
+    return [Section("Skipped files", [Table("Skipped files", ["file", "reason"], rows, caption)])]
+
+
+def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
+    def series(key: str, label: str) -> dict[str, tuple[list[float], list[float]]]:
+        many = len(rows) > 1
+        return {
+            f"{name}, {label}" if many else label: ([row["epoch"] for row in table], [row[key] for row in table])
+            for name, table in rows.items()
+        }
+
+    losses = series("train_loss", "training") | series("val_loss", "validation")
+    return [
+        Lines("Loss", "epoch", "cross-entropy [nats]", losses, log_y=True),
+        Lines("Accuracy", "epoch", "validation accuracy", series("val_accuracy", "validation")),
+    ]
+
+
+def _data_table(task: Recognition) -> Table:
+    rows = [[name, len(images)] for name, images in task.splits.items()]
+    caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
+    return Table("Images", ["part", "images"], rows, caption)
+
+
+def _cost_table(tasks: Mapping[str, Recognition], runs: Mapping[str, Run]) -> Table:
+    rows: list[list[str | float | int | None]] = []
+    for name, task in tasks.items():
+        height, width = task.preprocess.shape
+        x = torch.randn(1, int(task.network.in_channels), height, width)  # type: ignore[arg-type]
+        x = x.to(next(task.network.parameters()).device)
+        seconds = sum(row["seconds"] for row in runs[name].read_metrics())
+        size = runs[name].best.stat().st_size / 2**20
+        rows.append([name, count_parameters(task.network), size, latency(task.network, x), seconds])
+    columns = ["model", "parameters", "file [MiB]", "latency of one image [ms]", "training time [s]"]
+    highlight: dict[str, Any] = {name: "min" for name in columns[1:]} if len(rows) > 1 else {}
+    return Table("Cost on this machine", columns, rows, "Latency: median of 20 passes with a batch of one.", highlight)
+
+
+def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
+    rows = np.random.default_rng(0).permutation(len(predictions.images))[:most]
+    for number, row in enumerate(rows):
+        true = predictions.images.classes[predictions.images.labels[row]]
+        name = f"{number:02d}_true-{_safe(true)}_predicted-{_safe(predictions.classes[predictions.best[row]])}.png"
+        picture = Image.fromarray(_picture(predictions, int(row)))
+        scale = max(1, math.ceil(128 / max(picture.size)))
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        with atomic_path(run.samples / name) as part:
+            picture.save(part, format="PNG")
+
+
+def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
+    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8."""
+    image = predictions.images.image(int(row))
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = (255 * (image - low) / max(high - low, 1e-12)).astype(np.uint8)
+    return image[..., :3] if image.shape[2] >= 3 else image[..., 0]
+
+
+def _caption(predictions: Predictions, row: int) -> str:
+    label, best = predictions.images.labels[row], predictions.best[row]
+    said = f"{predictions.classes[best]} ({predictions.probabilities[row, best]:.0%})"
+    name = predictions.images.names[row]
+    return f"{name}: {said}" if label < 0 else f"{name}: {said}, truly {predictions.images.classes[label]}"
+
+
+def _safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)[:40]

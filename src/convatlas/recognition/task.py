@@ -1,0 +1,369 @@
+"""The recognition task: one class for each image."""
+
+# No postponed annotations here: the command line is built from the real types of the fields.
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from convatlas.data.dataset import ImageDataset, collate
+from convatlas.data.images import ImageSet, Skipped, check_trainable, read_images, stratified_split
+from convatlas.data.mixing import mix, smooth_targets
+from convatlas.data.transforms import Augment, Augmented, Preprocess
+from convatlas.errors import CheckpointError, DataError, Unsupported
+from convatlas.files import write_text
+from convatlas.networks.base import BackboneConfig
+from convatlas.networks.registry import model_config, published_source
+from convatlas.report import Report
+from convatlas.training.run import Run, from_mapping, to_mapping
+from convatlas.training.task import GradientTask
+from convatlas.weights import load_weights, read_checkpoint, save_weights
+
+__all__ = ["Predictions", "Recognition"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Class probabilities for a set of images.
+
+    Attributes:
+        images: the images, without those that could not be read.
+        probabilities: (N, number of classes) float32; rows sum to 1.
+        classes: names of the columns.
+        skipped: files that could not be read.
+    """
+
+    images: ImageSet
+    probabilities: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def best(self) -> npt.NDArray[np.int64]:
+        """Index of the most probable class of each image, (N)."""
+        return self.probabilities.argmax(1)
+
+    def write_csv(self, path: str | Path, most: int = 5) -> None:
+        """One row an image: name, class, probability, true class where it is known, and the next probable classes."""
+        labels, order = self.images.labels, np.argsort(-self.probabilities, axis=1)[:, :most]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "class", "probability", "true class", "most probable classes"])
+        for row, name in enumerate(self.images.names):
+            ranked = " ".join(f"{self.classes[index]}:{self.probabilities[row, index]:.4f}" for index in order[row])
+            true = self.images.classes[labels[row]] if labels[row] >= 0 else ""
+            writer.writerow([name, self.classes[order[row, 0]], f"{self.probabilities[row].max():.6f}", true, ranked])
+        write_text(path, text.getvalue())
+
+
+@dataclass(kw_only=True, eq=False)
+class Recognition(GradientTask):
+    """Train a network to name what an image shows.
+
+    Attributes:
+        data: a folder with one subfolder a class (or train/, val/, test/ with those), an ``.npz`` file, a folder of
+            MNIST-format idx files, or ``digits`` for scikit-learn's handwritten digits.
+        model: name of the network; ``convatlas list`` shows them.
+        options: fields of the network's config to change, e.g. ``{"depths": [1, 1, 2, 1]}``.
+        weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``; a classifier
+            for other classes is left out.
+        image_size: side of the square the network sees, in pixels; chosen from the images when left out.
+        channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
+        augment: random changes of the training images.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of CutMix, 0 for none.
+        mix_switch: probability of CutMix where both are on.
+        label_smoothing: share of the target spread over all classes.
+        val_fraction: share of the training images held out to choose the best epoch, where the data have no split.
+        test_fraction: share of all images held out to measure the quality, where the data have no split.
+        split_seed: of the random split.
+    """
+
+    name: ClassVar[str] = "recognition"
+    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
+    monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_accuracy", "max")
+
+    data: str = "digits"
+    model: str = "inceptionnext_atto"
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    augment: Augment = field(default_factory=Augment)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_switch: float = 0.5
+    label_smoothing: float = 0.0
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int = 0
+
+    classes: tuple[str, ...] = field(init=False, default=())
+    preprocess: Preprocess = field(init=False, default_factory=Preprocess)
+    splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
+    unreadable: dict[str, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = model_config(self.model, **self.options)  # unknown names are told before any data are read
+        if not isinstance(config, BackboneConfig):
+            raise Unsupported(f"{self.model} is not a network for images")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if min(self.mixup, self.cutmix) < 0:
+            raise ValueError(f"mixup and cutmix must not be negative, got {self.mixup} and {self.cutmix}")
+
+    # Data and network
+
+    def prepare(self) -> None:
+        """Read and split the data, choose the preprocessing and build the network.
+
+        Raises:
+            DataError: the data cannot be read or cannot be used for training.
+            CheckpointError: ``weights`` do not fit.
+        """
+        self.splits = self._split(read_images(self.data, channels=self.channels))
+        train = self.splits["train"]
+        check_trainable(train)
+        self.classes = train.classes
+        config = model_config(self.model, **self.options)
+        self.preprocess = self._choose_preprocess(train, config)
+        self.network = self._build(train.channels)
+        if self.weights is not None:
+            self._start_from(self.weights)
+        self.train_set = ImageDataset(train, Augmented(self.augment, self.preprocess))
+        self.val_set = ImageDataset(self.splits["val"], self.preprocess)
+
+    def _split(self, sets: dict[str, ImageSet]) -> dict[str, ImageSet]:
+        held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
+        if "all" in sets:
+            check_trainable(sets["all"])
+            fractions = {"train": 1 - sum(held_out.values()), **held_out}
+            return stratified_split(sets["all"], fractions, self.split_seed)
+        if "train" not in sets:
+            raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
+        if "val" not in sets:
+            fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
+            sets = {**sets, **stratified_split(sets["train"], fractions, self.split_seed)}
+        classes = sets["train"].classes
+        sets = {name: images.with_classes(classes) for name, images in sets.items()}
+        return {**sets, "test": sets.get("test", sets["val"])}
+
+    def _choose_preprocess(self, train: ImageSet, config: Any) -> Preprocess:
+        published: Preprocess = config.preprocess
+        size = self.image_size
+        if size is None:
+            rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
+            sides = [min(train.image(int(row)).shape[:2]) for row in rows]
+            size = int(np.clip(np.median(sides), 32, max(published.shape)))
+        if size < 1:
+            raise ValueError(f"image_size must be positive, got {size}")
+        crop = published.crop if size == max(published.shape) else 1.0
+        changes: dict[str, Any] = {"size": size, "crop": crop}
+        if train.channels not in (1, len(published.mean)):
+            changes |= {"mean": (0.5,), "std": (0.25,)}
+        return dataclasses.replace(published, **changes)
+
+    def _build(self, channels: int) -> nn.Module:
+        overrides = {"num_classes": len(self.classes), "in_channels": channels, **self.options}
+        return model_config(self.model, **overrides, preprocess=self.preprocess).build()
+
+    def _start_from(self, source: str) -> None:
+        report = load_weights(self.network, published_source(self.model) if source == "published" else source)
+        logging.getLogger(__name__).info("%s", report.summary())
+
+    # Training
+
+    @property
+    def collate(self) -> Any:
+        """Stack the readable samples of a batch."""
+        return collate
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Cross-entropy with the mixed and smoothed targets."""
+        self._note(batch)
+        images, labels = batch["image"], batch["label"]
+        if len(images) == 0:
+            return {}
+        if self.mixup or self.cutmix:
+            images, targets = mix(
+                images,
+                labels,
+                len(self.classes),
+                mixup=self.mixup,
+                cutmix=self.cutmix,
+                switch_prob=self.mix_switch,
+                label_smoothing=self.label_smoothing,
+            )
+        else:
+            targets = smooth_targets(labels, len(self.classes), self.label_smoothing)
+        scores = self.network(images)
+        return {"loss": F.cross_entropy(scores.float(), targets)}
+
+    def metrics(self) -> nn.Module:
+        """Loss, accuracy and macro F1 of the validation images."""
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        from convatlas.recognition.metrics import CrossEntropy
+
+        count = len(self.classes)
+        return MetricCollection(
+            {
+                "val_loss": CrossEntropy(),
+                "val_accuracy": MulticlassAccuracy(count, average="micro"),
+                "val_f1": MulticlassF1Score(count, average="macro"),
+            }
+        )
+
+    def score(self, batch: dict[str, Any], metrics: Any) -> None:
+        """Update the metrics with a batch of validation images."""
+        self._note(batch)
+        if len(batch["image"]):
+            metrics.update(self.network(batch["image"]).float(), batch["label"])
+
+    def _note(self, batch: dict[str, Any]) -> None:
+        self.unreadable.update({error.name: error.reason for error in batch["unreadable"]})
+
+    # Use
+
+    @torch.inference_mode()
+    def probabilities(self, images: ImageSet, *, batch_size: int = 64) -> Predictions:
+        """Class probabilities of a set of images; files that fail are left out and listed."""
+        from rich.console import Console
+        from rich.progress import track
+
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        dataset = ImageDataset(images, self.preprocess)
+        loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
+        rows, indices, failed = [], [], list(images.skipped)
+        shown = track(loader, "reading", console=Console(stderr=True), disable=len(loader) < 20, transient=True)
+        for batch in shown:
+            failed += [Skipped(error.name, error.reason) for error in batch["unreadable"]]
+            if len(batch["image"]):
+                rows.append(self.network(batch["image"].to(device)).float().softmax(1).cpu().numpy())
+                indices.append(batch["index"].numpy())
+        if not rows:
+            raise DataError("none of the images can be read")
+        kept = images.subset(np.concatenate(indices))
+        return Predictions(kept, np.concatenate(rows), self.classes, tuple(dict.fromkeys(failed)))
+
+    def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
+        """Measure the quality on the run's own test images, or on other labelled ones.
+
+        Args:
+            data: labelled images in any form that training reads; their classes must be known to the network.
+            folder: where to write the report and ``predictions.csv``.
+
+        Raises:
+            DataError: the data cannot be read, or have classes that the network does not know.
+        """
+        from convatlas.recognition.reports import evaluation_report
+
+        predictions = self.probabilities(self._held_out(data))
+        report = evaluation_report(self, predictions)
+        if folder is not None:
+            predictions.write_csv(Path(folder) / "predictions.csv")
+            report.save(folder)
+        return report
+
+    def _held_out(self, data: str | Path | None) -> ImageSet:
+        if data is None:
+            if not self.splits:
+                self.splits = self._split(read_images(self.data, channels=self._channels()))
+            return self.splits["test"].with_classes(self.classes)
+        sets = read_images(data, channels=self._channels())
+        images = next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
+        return images.with_classes(self.classes)
+
+    def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
+        """Name what each image shows; writes ``predictions.csv`` and a page with the pictures.
+
+        Args:
+            inputs: image files, folders of images or ``.npz`` files.
+            folder: where to write.
+
+        Raises:
+            DataError: no image can be read.
+        """
+        from convatlas.recognition.reports import prediction_report
+
+        sets = read_images(list(inputs), channels=self._channels(), labelled=False)
+        predictions = self.probabilities(sets["all"])
+        predictions.write_csv(Path(folder) / "predictions.csv")
+        report = prediction_report(self, predictions)
+        report.save(folder)
+        return report
+
+    def _channels(self) -> int | None:
+        channels = int(self.network.in_channels)  # type: ignore[arg-type]
+        return channels if channels in (1, 3) else None
+
+    def report(self, run: Run) -> Report:
+        """Curves, quality on the test images, worst mistakes and cost of a finished run; writes sample pictures."""
+        from convatlas.recognition.reports import training_report
+
+        return training_report(self, run)
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, "Recognition"], runs: Mapping[str, Run], folder: Path) -> Report:
+        """One report on several networks that were trained on the same images."""
+        from convatlas.recognition.reports import comparison_report
+
+        return comparison_report(tasks, runs, folder)
+
+    # Files
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights with everything that is needed to use them, as safetensors."""
+        described = {
+            "task": self.name,
+            "settings": to_mapping(self),
+            "classes": list(self.classes),
+            "channels": int(self.network.in_channels),  # type: ignore[arg-type]
+            "preprocess": to_mapping(self.preprocess),
+        }
+        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read a trained task back from a run folder or from the file that `save` wrote.
+
+        Raises:
+            DataError: the folder is not a run, or has no finished epoch yet.
+            CheckpointError: the file was not written by this task.
+        """
+        path = Path(source)
+        if path.is_dir():
+            path = Run.open(path).best
+            if not path.is_file():
+                raise DataError(f"{source} has no finished epoch yet; go on with it by --resume")
+        try:
+            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
+            task = from_mapping(cls, described["settings"])
+            task.classes = tuple(described["classes"])
+            task.preprocess = from_mapping(Preprocess, described["preprocess"])
+            channels = int(described["channels"])
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
+        task.network = task._build(channels)
+        load_weights(task.network, path)
+        task.network.eval()
+        return task
+

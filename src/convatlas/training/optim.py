@@ -1,0 +1,123 @@
+"""Optimizers, their parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from convatlas.errors import Unsupported
+from convatlas.training.settings import Training
+
+__all__ = ["Lion", "learning_rate", "make_optimizer", "parameter_groups"]
+
+
+class Lion(Optimizer):
+    """Steps of equal size in the direction of the sign of an interpolated momentum.
+
+    Chen et al.: "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv 2302.06675, algorithm 2:
+    c = b1 m + (1 - b1) g; w <- w - lr (sign(c) + weight_decay w); m <- b2 m + (1 - b2) g.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate; a third to a tenth of AdamW's is usual.
+        betas: b1 of the step and b2 of the momentum, in [0, 1).
+        weight_decay: decoupled decay.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step; ``closure`` recomputes the loss if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum, gradient = state["momentum"], parameter.grad
+                direction = torch.lerp(gradient, momentum, first).sign_()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                momentum.lerp_(gradient, 1 - second)
+        return loss
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Split the trainable parameters by weight decay (none for 1-D ones) and by layer-wise learning rate.
+
+    Every group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it.
+
+    Raises:
+        Unsupported: layer_decay is not 1 and the model does not name its layers.
+    """
+    scales: dict[int, float] = {}
+    if layer_decay != 1:
+        if not hasattr(model, "layers"):
+            raise Unsupported(f"layer_decay needs a network that names its layers, {type(model).__name__} does not")
+        layers = list(model.layers())
+        for depth, layer in enumerate(reversed(layers)):
+            scales.update({id(parameter): layer_decay**depth for parameter in layer.parameters()})
+        lowest = layer_decay ** (len(layers) - 1)
+        scales = {id(parameter): scales.get(id(parameter), lowest) for parameter in model.parameters()}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+
+
+def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
+    """The optimizer that the settings ask for, over the trainable parameters of ``model``."""
+    groups = parameter_groups(model, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
+    for group in groups:
+        group["lr"] = training.lr * group["lr_scale"]
+    if training.optimizer == "sgd":
+        return SGD(groups, lr=training.lr, momentum=training.momentum)
+    if training.optimizer == "lion":
+        return Lion(groups, lr=training.lr, betas=(training.momentum, 0.99))
+    return AdamW(groups, lr=training.lr, betas=(training.momentum, 0.999))
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0), before layer-wise scales."""
+    epoch = step / steps_per_epoch
+    if epoch < training.warmup_epochs:
+        return training.warmup_lr + (training.lr - training.warmup_lr) * epoch / training.warmup_epochs
+    if training.schedule == "constant":
+        return training.lr
+    if training.schedule == "step":
+        return training.lr * training.decay_rate ** math.floor(epoch / training.decay_epochs)
+    if training.schedule == "exponential":
+        return training.lr * training.decay_rate ** (epoch / training.decay_epochs)
+    span = training.epochs - training.cooldown_epochs - training.warmup_epochs
+    progress = min((epoch - training.warmup_epochs) / span, 1.0)
+    return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,91 @@
+"""The order of the training data, a pure function of seed and epoch, so that a run can go on where it stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+__all__ = ["EpochSampler", "random_states", "restore_random_states"]
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, seed) pairs: a permutation drawn from seed and epoch, and a seed for each sample's augmentation.
+
+    Nothing depends on the number of workers or on what was drawn before, so `start_at` can skip what an interrupted run
+    has already seen.
+
+    Args:
+        length: number of samples.
+        batch_size: samples of a batch on one device.
+        seed: of the run.
+        rank, world_size: which share of every epoch this process takes. The epoch is padded to equal shares.
+        drop_last: leave out the last batch of an epoch when it is smaller than the others.
+
+    Raises:
+        ValueError: there would be no batch.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, drop_last: bool = False
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self._epoch = 0
+        self._skip = (0, 0)
+        if len(self) < 1:
+            raise ValueError(f"{length} samples are too few for one batch of {batch_size} on each of {world_size} devices")
+
+    def __len__(self) -> int:
+        share = -(-self.length // self.world_size)
+        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self._epoch = epoch
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Leave out the first ``batch`` batches of ``epoch``."""
+        self._skip = (epoch, batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))
+        order = torch.randperm(self.length, generator=generator)
+        seeds = torch.randint(2**62, (self.length,), generator=generator)
+        share = -(-self.length // self.world_size)
+        positions = torch.arange(share * self.world_size)[self.rank :: self.world_size] % self.length
+        pairs = [(int(order[position]), int(seeds[position])) for position in positions]
+        skipped = self._skip[1] if self._epoch == self._skip[0] else 0
+        for batch in range(skipped, len(self)):
+            yield pairs[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every global random number generator, as plain data and tensors."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,162 @@
+"""What every task can do, and the template of those that are trained by gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from convatlas.catalog import TASKS
+from convatlas.errors import Unsupported, unknown
+from convatlas.report import Report
+from convatlas.training.run import Run, from_mapping, to_mapping
+from convatlas.training.settings import Training
+
+__all__ = ["GradientTask", "Task", "open_task", "seed_everything", "split_settings"]
+
+
+class Task(ABC):
+    """A job on a user's data: fit, evaluate, predict, save, load.
+
+    A concrete task is a dataclass whose fields are its settings.
+    """
+
+    #: The name on the command line.
+    name: ClassVar[str]
+    #: Verbs of the command line that the task serves.
+    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict")
+
+    @abstractmethod
+    def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
+        """Learn from the training data, write a run folder and report on it."""
+
+    @abstractmethod
+    def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
+        """Measure the quality on held-out data, or on ``data``; write the report to ``folder`` if it is given."""
+
+    @abstractmethod
+    def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
+        """Predict for the user's files and write the results to ``folder``."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> Path:
+        """Write what `load` needs into one file."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read a trained task back from a run folder or from the file that `save` wrote."""
+
+    @classmethod
+    def require(cls, verb: str) -> None:
+        """Refuse a verb that the task does not serve.
+
+        Raises:
+            Unsupported: in one sentence.
+        """
+        if verb not in cls.verbs:
+            raise Unsupported(f"the task {cls.name} has no verb {verb!r}; it has {', '.join(cls.verbs)}")
+
+
+class GradientTask(Task):
+    """A task whose network is trained by gradient descent.
+
+    A subclass gives the data, the losses and the metrics; `fit` does the rest through Lightning: precision, accumulation,
+    clipping, averaging, checkpoints, resuming.
+    """
+
+    #: The validation metric that chooses the best epoch, and whether more or less of it is better.
+    monitor: ClassVar[tuple[str, Literal["max", "min"]]]
+
+    network: nn.Module
+    #: Items are read by (index, seed) pairs.
+    train_set: Dataset[Any]
+    #: Items are read by index.
+    val_set: Dataset[Any]
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read the data and build the network: sets ``train_set``, ``val_set`` and ``network``."""
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a training batch; ``"loss"`` is the one that is minimised. Empty for a batch without samples."""
+
+    @abstractmethod
+    def metrics(self) -> nn.Module:
+        """A fresh torchmetrics ``MetricCollection`` for validation."""
+
+    @abstractmethod
+    def score(self, batch: dict[str, Any], metrics: Any) -> None:
+        """Update the metrics with a validation batch."""
+
+    @abstractmethod
+    def report(self, run: Run) -> Report:
+        """What a user wants to see of a finished run."""
+
+    @property
+    def collate(self) -> Callable[[list[Any]], dict[str, Any]] | None:
+        """How samples become a batch; None is torch's own way."""
+        return None
+
+    def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
+        """Train, keep the best epoch in the network, and write the run folder.
+
+        Args:
+            run: folder of the run; new, unless ``resume``.
+            training: settings of the training.
+            resume: go on with an interrupted run; the settings must be those it was started with.
+
+        Returns:
+            The report, also written as ``report.html`` and ``report.json``.
+
+        Raises:
+            DataError: the data cannot be used, or ``resume`` is asked of a folder that is not a run.
+            FileExistsError: the folder is not empty and ``resume`` is off.
+            Interrupted: the user stopped the run; its state is saved.
+        """
+        from convatlas.training.fit import fit
+
+        training = training or Training()
+        seed_everything(training.seed)
+        opened = Run.open(run) if resume else None
+        self.prepare()
+        if opened is None:
+            opened = Run.create(run, self.name, {**to_mapping(self), **to_mapping(training)})
+        fit(self, opened, training)
+        report = self.report(opened)
+        report.save(opened.folder)
+        return report
+
+
+def open_task(source: str | Path) -> Task:
+    """Load the trained task of a run folder."""
+    from convatlas.catalog import resolve
+
+    name = Run.open(source).settings()["task"]
+    if name not in TASKS:
+        raise unknown("task", str(name), TASKS)
+    task: Task = resolve(TASKS[name]).load(source)
+    return task
+
+
+def split_settings(cls: type[Any], values: Mapping[str, Any]) -> tuple[Any, Training]:
+    """Build a task and its training settings from the flat mapping in a run's ``config.yaml``."""
+    training = {entry.name for entry in dataclasses.fields(Training)}
+    task = {key: value for key, value in values.items() if key not in training and key != "task"}
+    return from_mapping(cls, task), from_mapping(Training, {key: values[key] for key in training if key in values})
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global random number generator."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,37 @@
+"""Gives each test of the battery its subjects: one test for each entry, skipped with the entry's reason where exempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from battery.subjects import LAYERS, NETWORKS, OPERATORS
+from convatlas.networks.base import BackboneConfig
+from convatlas.networks.registry import model_config
+
+SUBJECTS: dict[str, Iterable[Any]] = {
+    "network": NETWORKS,
+    "backbone": [entry for entry in NETWORKS if isinstance(model_config(entry.model), BackboneConfig)],
+    "layer": LAYERS,
+    "operator": OPERATORS,
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    test = metafunc.function.__name__.removeprefix("test_")
+    for fixture in SUBJECTS.keys() & set(metafunc.fixturenames):
+        parameters = []
+        for subject in SUBJECTS[fixture]:
+            marks = [pytest.mark.skip(reason=subject.exempt[test])] if test in subject.exempt else []
+            parameters.append(pytest.param(subject, id=subject.name, marks=marks))
+        metafunc.parametrize(fixture, parameters)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()

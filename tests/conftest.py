@@ -1,0 +1,24 @@
+"""Options and settings that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    default = Path(__file__).parent / "golden" / "cases"
+    parser.addoption("--golden", type=Path, default=default, help="folder of reference cases to check against")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The suite runs one process a core; more threads than that only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)

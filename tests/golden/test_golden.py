@@ -1,0 +1,32 @@
+"""Every system returns what the authors' code returned."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from golden.cases import read
+
+HERE = Path(__file__).parent
+TOLERANCES = tomllib.loads((HERE / "tolerances.toml").read_text())
+
+
+@pytest.mark.golden
+def test_golden(case_path: Path) -> None:
+    system = read(case_path).system
+    adapter = importlib.import_module(f"golden.adapters.{system}")
+    for dtype, tolerance in TOLERANCES.get(system, TOLERANCES["default"]).items():
+        case = read(case_path, getattr(torch, dtype))
+        results = adapter.run(case)
+        assert set(results) == set(case.outputs), "the adapter must return every output of the reference"
+        for name, expected in case.outputs.items():
+            torch.testing.assert_close(
+                results[name].detach().to(expected.dtype),
+                expected,
+                **tolerance,
+                msg=lambda text, name=name, dtype=dtype: f"{name} in {dtype}: {text}",
+            )
