@@ -456,7 +456,7 @@ def test_a_long_heatmap_is_reduced_along_its_long_side_only() -> None:
     values = np.zeros((700, 2))
     values[699, 1] = 5.0
     html = report(Heatmap("H", values, [""] * 700, ["a", "b"], "x", "y")).to_html()
-    assert "Each dot shows the largest of 3 × 1 values." in Page(html).text
+    assert "Each dot shows the largest of 3 \u00d7 1 values." in Page(html).text
     data = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]
     strength = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[..., 3]
     assert strength.shape == (234, 2)

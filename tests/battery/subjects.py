@@ -152,12 +152,24 @@ def _inception_large() -> tuple[Any, ...]:
 
 
 NETWORKS = [
-    Network("inceptionnext_tiny", {"depths": (1, 1, 2, 1), "dims": (16, 16, 24, 24), "num_classes": 7}),
-    Network("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 20), "num_classes": 7}),
-    Network("convnext_tiny_k3_par1_4", {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 20), "num_classes": 7}),
-    Network("resnet18", {"depths": (1, 1, 1, 1), "widths": (8, 8, 12, 16), "stem_width": 8, "num_classes": 7}),
-    Network("eca_resnet50", {"depths": (2, 1, 1, 1), "widths": (4, 4, 6, 8), "stem_width": 8, "num_classes": 7}),
-    Network("eca_mobilenet_v2", {"width_mult": 0.25, "head_width": 24, "num_classes": 7}),
+    Network("inceptionnext_tiny", {"depths": (1, 2), "dims": (16, 24), "num_classes": 7}),
+    Network("convnext_tiny", {"depths": (1, 2), "dims": (8, 12), "num_classes": 7}),
+    Network("convnext_tiny_k3_par1_4", {"depths": (1, 2), "dims": (8, 12), "num_classes": 7}),
+    Network("resnet18", {"depths": (1, 2), "widths": (8, 12), "stem_width": 8, "num_classes": 7}),
+    Network(
+        "eca_resnet50",
+        {"depths": (1, 1), "widths": (4, 6), "stem_width": 8, "eca_kernel_sizes": (3, 5), "num_classes": 7},
+    ),
+    Network(
+        "eca_mobilenet_v2",
+        {
+            "stages": ((1, 8, 1, 1), (6, 12, 2, 2), (6, 16, 1, 2)),
+            "stem_width": 8,
+            "head_width": 24,
+            "eca_kernel_sizes": (1, 3, 3),
+            "num_classes": 7,
+        },
+    ),
 ]
 
 LAYERS = [
@@ -167,7 +179,7 @@ LAYERS = [
     Layer(ECA, 9, dims=(1, 2, 3)),
     Layer(ECA, 9, {"shared": False, "padding": "circular"}, dims=(1, 2, 3)),
     Layer(ChannelGate, 9, {"groups": 3}, dims=(1, 2, 3)),
-    Layer(SqueezeExcite, 9, {"reduction": 4}, dims=(1, 2, 3)),
+    Layer(SqueezeExcite, 9, {"reduction": 2}, dims=(1, 2, 3)),
 ]
 
 OPERATORS = [

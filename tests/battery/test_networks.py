@@ -138,6 +138,7 @@ def test_export_with_any_batch(network: Network):
 def test_compiles_without_a_break(network: Network):
     model = network.build()
     inputs = network.inputs(model, 2)
+    torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     ours, expected = compiled(*inputs), model(*inputs)
     assert_close(ours, expected)

@@ -17,7 +17,9 @@ def filled(layer: nn.Module, value: float) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("layer", [ECA(6, kernel_size=5), ECA(6, shared=False), ECA(6, padding="circular"), ChannelGate(6)])
+@pytest.mark.parametrize(
+    "layer", [ECA(6, kernel_size=5), ECA(6, shared=False), ECA(6, padding="circular"), ChannelGate(6)]
+)
 def test_zero_weights_halve_the_input(layer: nn.Module) -> None:
     x = torch.randn(2, 6, 3, 4)
     torch.testing.assert_close(filled(layer, 0.0)(x), x / 2)

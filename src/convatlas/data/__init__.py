@@ -1,6 +1,7 @@
 """What a user's files look like: readers, splits, built-in data, and what happens to an image before a network sees it.
 
 images          folders of classes, NPZ, MNIST-format idx files and scikit-learn's digits, read as one kind of set
+image_files     the image files behind it: found, checked, decoded
 arrays          the array formats behind it, validated
 transforms      the evaluation preprocessing and the training augmentation of one image
 rand_augment    RandAugment

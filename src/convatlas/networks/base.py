@@ -200,14 +200,16 @@ def _recomputing(stage: nn.Module) -> tuple[AbstractContextManager[None], Abstra
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    tracking = [module for module in stage.modules() if getattr(module, "track_running_stats", False)]
-    for module in tracking:
-        module.track_running_stats = False
+    kept = [
+        (module, name, buffer) for module in stage.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
 
 
 def _replaced(config: Any, changes: Mapping[str, Any]) -> Any:

@@ -129,7 +129,7 @@ class MobileNetV2(Backbone):
             another one; by default the ECA of the config, or none.
 
     Raises:
-        ValueError: stages is empty or malformed, eca_kernel_sizes names another number of stages, or a kernel size is even.
+        ValueError: stages is empty or malformed, or eca_kernel_sizes names another number of stages or an even size.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
@@ -182,11 +182,11 @@ class MobileNetV2(Backbone):
         self.config = self.config.override(num_classes=num_classes)
         self.classifier: nn.Module = nn.Identity()
         if num_classes > 0:
-            weight = self.features[0][0].weight
+            weight = self.get_parameter("features.0.0.weight")
             linear = nn.Linear(self.feature_info[-1].channels, num_classes, device=weight.device, dtype=weight.dtype)
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)
-            self.classifier = nn.Sequential(nn.Dropout(self.config.dropout), linear)
+            self.classifier = nn.Sequential(nn.Dropout(self.config.dropout), linear).train(self.training)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

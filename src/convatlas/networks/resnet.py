@@ -8,8 +8,8 @@ arXiv 1910.03151.
 The ECA-Net checkpoints of the authors are linked from https://github.com/BangguWu/ECANet (MIT) on Google Drive, where
 no program can fetch them. Download one by hand (eca_resnet50_k3557 for ``eca_resnet50``; the digits are the kernel
 sizes of the four stages) and give its path: ``create_model("eca_resnet50", weights=path)``. Published top-1 on
-ImageNet-1K: 70.92 (18 layers), 74.21 (34), 77.42 (50), 78.65 (101), 78.92 (152). The layout follows the authors' code; no
-file was tried.
+ImageNet-1K: 70.92 (18 layers), 74.21 (34), 77.42 (50), 78.65 (101), 78.92 (152). The layout follows the authors' code;
+no file was tried.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class ResNet(Backbone):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if config.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
         stride, channels = (1 if config.small_stem else 4), config.stem_width
-        features = []
+        features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):
             first_stride = 1 if not features else 2

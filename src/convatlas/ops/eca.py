@@ -77,9 +77,10 @@ def channel_gate(x: Tensor, weight: Tensor | None = None) -> Tensor:
     channels = x.shape[1]
     if weight.dim() != 2 or weight.shape[0] != channels or not weight.shape[1] or channels % weight.shape[1]:
         raise ValueError(f"weight must be ({channels}, n) with n a divisor of {channels}, got {tuple(weight.shape)}")
+    size = weight.shape[1]
+    blocks = weight.to(y.dtype).reshape(-1, size, size)
     with _without_autocast(y):
-        blocks = weight.to(y.dtype).unflatten(0, (-1, weight.shape[1]))
-        z = torch.einsum("bgi,goi->bgo", y.unflatten(1, (-1, weight.shape[1])), blocks)
+        z = torch.einsum("bgi,goi->bgo", y.reshape(len(y), -1, size), blocks)
     return _scaled(x, z.flatten(1))
 
 

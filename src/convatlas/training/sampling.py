@@ -44,13 +44,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         share = -(-self.length // self.world_size)
         return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
 
+    @property
+    def sampler(self) -> EpochSampler:
+        """Itself: where Lightning looks for `set_epoch` in a batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         self._epoch = epoch
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Leave out the first ``batch`` batches of ``epoch``."""
-        self._skip = (epoch, batch)
+        """Begin with ``epoch`` and leave out its first ``batch`` batches."""
+        self._epoch, self._skip = epoch, (epoch, batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))

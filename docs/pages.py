@@ -1,0 +1,55 @@
+"""Writes the pages of the systems from their cards and docstrings before the documentation is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convatlas.catalog import Card, cards, public_names
+
+HERE = Path(__file__).parent
+
+
+def on_pre_build(config: Any) -> None:
+    """Called by mkdocs: write one page a system and their index."""
+    folder = HERE / "systems"
+    folder.mkdir(exist_ok=True)
+    for card in cards().values():
+        _write(folder / f"{card.slug}.md", _page(card))
+    _write(folder / "index.md", _index())
+
+
+def _write(path: Path, text: str) -> None:
+    # An unchanged file is left alone, or `mkdocs serve` would rebuild for ever.
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _index() -> str:
+    lines = ["# Systems", "", "| system | year | kind | what it is for | |", "|---|---|---|---|---|"]
+    for card in cards().values():
+        state = "available" if card.available else "planned"
+        kinds = ", ".join(card.kinds)
+        lines.append(f"| [{card.slug}]({card.slug}.md) | {card.year} | {kinds} | {card.purpose} | {state} |")
+    return "\n".join(lines) + "\n"
+
+
+def _page(card: Card) -> str:
+    lines = [f"# {card.slug}", "", card.purpose, ""]
+    for paper in card.papers:
+        where = ", ".join(part for part in (paper.venue, str(paper.year)) if part)
+        link = f" [arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
+        lines.append(f"- *{paper.title}*, {where}.{link}")
+    lines += ["", "## What it offers", "", *(f"- {offer}" for offer in card.offers), ""]
+    if not card.available:
+        return "\n".join([*lines, "!!! note", "    This system is planned and not part of this version.", ""])
+    if card.models:
+        lines += ["## Models", "", "```python", *(f'convatlas.create_model("{name}")' for name in card.models), "```", ""]
+    lines += ["## Test its claim", "", "```bash", f"convatlas reproduce {card.slug}", "```", "", "## Reference", ""]
+    for module in card.modules:
+        if module.startswith("experiments."):
+            continue
+        for name in public_names(module):
+            if not name.isupper():
+                lines += [f"::: convatlas.{module}.{name}", "    options:", "      heading_level: 3", ""]
+    return "\n".join(lines)
