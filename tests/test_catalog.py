@@ -19,7 +19,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small package of another content, so that what is read can be told from what is there today."""
     (tmp_path / "networks" / "wide").mkdir(parents=True)
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "networks" / "net.py").write_text('__all__ = ["Net"]\nVARIANTS: dict[str, int] = {"net_a": 1, "net_b": 2}\n')
+    (tmp_path / "networks" / "net.py").write_text(
+        '__all__ = ["Net"]\nVARIANTS: dict[str, int] = {"net_a": 1, "net_b": 2}\n'
+    )
     (tmp_path / "networks" / "wide" / "__init__.py").write_text('VARIANTS = {"wide_a": 1}\n')
     (tmp_path / "networks" / "plain.py").write_text("# no table of VARIANTS here\n")
     (tmp_path / "cards.toml").write_text(
@@ -115,7 +117,7 @@ def test_names_are_read_and_not_run(package: Path):
 
 
 def test_experiments_are_found_by_their_file(package: Path):
-    with pytest.raises(Unsupported, match="done has no experiment in this version of convatlas"):
+    with pytest.raises(Unsupported, match="done is not part of this version; 'convatlas list --available' shows"):
         catalog.experiment_module("done")
     (package / "experiments" / "done.py").write_text("")
     assert catalog.experiment_module("done") == "convatlas.experiments.done"

@@ -27,7 +27,11 @@ SOURCE = Path(convatlas.__file__).parents[1]
         ("resnet5", ["resnet50", "vgg"], "unknown model 'resnet5': did you mean resnet50?"),
         ("resnet19", ["resnet10", "resnet18"], "unknown model 'resnet19': did you mean resnet18 or resnet10?"),
         ("xyz", ["b", "a"], "unknown model 'xyz': known: a, b"),
-        ("xyz", [f"net{i:02}" for i in range(13)], "unknown model 'xyz': there are 13 known names, from net00 to net12"),
+        (
+            "xyz",
+            [f"net{i:02}" for i in range(13)],
+            "unknown model 'xyz': there are 13 known names, from net00 to net12",
+        ),
     ],
 )
 def test_unknown_names_offer_the_nearest(name: str, known: list[str], message: str):
@@ -44,7 +48,9 @@ def test_errors_for_bad_input_are_value_errors_and_missing_packages_import_error
 
 def test_require_names_the_extra_that_is_missing():
     assert require("json", extra="none", purpose="reading") is sys.modules["json"]
-    with pytest.raises(MissingExtra, match=r"reading HDF5 needs the package absent_one: pip install 'convatlas\[hdf5\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"reading HDF5 needs the package absent_one: pip install 'convatlas\[hdf5\]'"
+    ):
         require("absent_one.part", extra="hdf5", purpose="reading HDF5")
 
 

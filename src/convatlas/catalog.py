@@ -1,4 +1,4 @@
-"""What convatlas holds, answered from data and file names alone: nothing here imports torch or the code it describes.
+"""What convatlas holds, answered from data and file names: nothing here imports torch or the code it describes.
 
 `cards.toml` has one card per published system. Names that a user types (models, tasks, experiments) are looked up in the
 package's own source by reading it, so a new file is in the catalogue by being there.
@@ -16,7 +16,18 @@ from typing import Any
 
 from convatlas.errors import Unsupported, unknown
 
-__all__ = ["TASKS", "Card", "Paper", "card", "cards", "experiment_module", "model_module", "models", "public_names", "resolve"]
+__all__ = [
+    "TASKS",
+    "Card",
+    "Paper",
+    "card",
+    "cards",
+    "experiment_module",
+    "model_module",
+    "models",
+    "public_names",
+    "resolve",
+]
 
 _PACKAGE = Path(__file__).parent
 
@@ -145,7 +156,7 @@ def experiment_module(slug: str) -> str:
     """
     module = f"experiments.{card(slug).slug}"
     if _source(module) is None:
-        raise Unsupported(f"{slug} has no experiment in this version of convatlas; 'convatlas list --available' shows what is there")
+        raise Unsupported(f"{slug} is not part of this version; 'convatlas list --available' shows what is")
     return f"convatlas.{module}"
 
 
@@ -160,14 +171,14 @@ def public_names(module: str) -> tuple[str, ...]:
     value = _assigned(module, "__all__")
     if not isinstance(value, ast.List | ast.Tuple):
         return ()
-    return tuple(item.value for item in value.elts if isinstance(item, ast.Constant))
+    return tuple(str(item.value) for item in value.elts if isinstance(item, ast.Constant))
 
 
 def _variants(module: str) -> tuple[str, ...]:
     value = _assigned(module, "VARIANTS")
     if not isinstance(value, ast.Dict):
         return ()
-    return tuple(key.value for key in value.keys if isinstance(key, ast.Constant))
+    return tuple(str(key.value) for key in value.keys if isinstance(key, ast.Constant))
 
 
 def _source(module: str) -> Path | None:
@@ -183,7 +194,8 @@ def _assigned(module: str, name: str) -> ast.expr | None:
     if name not in text:
         return None
     for node in ast.parse(text).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return node.value  # type: ignore[union-attr]
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return node.value
     return None

@@ -255,8 +255,11 @@ def _allowed_names() -> dict[str, object]:
     return names | {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, constants)}
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickler whose names come from the table alone."""
+class _Reader(pickle._Unpickler):
+    """Unpickler whose names come from the table alone.
+
+    The one in C makes room for any memo index that a file names, which takes minutes and all memory.
+    """
 
     allowed = _allowed_names()
 
@@ -296,23 +299,25 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
     Raises:
         UnsafeCheckpoint: the file asks to call a function that is not among the few that data need.
         CheckpointError: the file is damaged, or holds something that cannot be read safely.
+        OSError: it cannot be opened.
     """
-    source = str(path)
-    try:
-        with open(path, "rb") as file:
-            if zipfile.is_zipfile(file):
-                file.seek(0)
-                with zipfile.ZipFile(file) as archive:
-                    return _load_zip(archive)
-            file.seek(0)
-            return _load_stream(file)
-    except UnsafeCheckpoint as error:
-        raise UnsafeCheckpoint(f"{source} is refused: {error}; nothing of it was run") from None
-    except OSError:
-        raise
-    except Exception as error:  # damaged or hostile bytes can raise anything
-        reason = str(error) or type(error).__name__
-        raise CheckpointError(f"{source} cannot be read as a pickled checkpoint: {reason}") from error
+    with open(path, "rb") as file:
+        try:
+            return _load(file)
+        except UnsafeCheckpoint as error:
+            raise UnsafeCheckpoint(f"{path} is refused: {error}; nothing of it was run") from None
+        except Exception as error:  # damaged or hostile bytes can raise anything
+            reason = str(error) or type(error).__name__
+            raise CheckpointError(f"{path} cannot be read as a pickled checkpoint: {reason}") from error
+
+
+def _load(file: IO[bytes]) -> object:
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return _load_stream(file)
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        return _load_zip(archive)
 
 
 def _load_zip(archive: zipfile.ZipFile) -> object:
@@ -333,7 +338,7 @@ def _load_zip(archive: zipfile.ZipFile) -> object:
             with archive.open(entry) as stream:
                 _fill(flat, stream)
             if big_endian != (sys.byteorder == "big"):
-                flat.untyped_storage().byteswap(dtype)  # type: ignore[no-untyped-call]
+                flat.untyped_storage().byteswap(dtype)
             loaded[key] = flat
         return loaded[key].view(dtype)
 
@@ -343,7 +348,7 @@ def _load_zip(archive: zipfile.ZipFile) -> object:
 
 def _load_stream(file: IO[bytes]) -> object:
     first = _Reader(file).load()
-    if first != _LEGACY_MAGIC:
+    if type(first) is not int or first != _LEGACY_MAGIC:
         return first
     for _ in ("protocol version", "system"):
         _Reader(file).load()

@@ -34,10 +34,11 @@ def assert_same(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def assert_close(actual: Any, expected: Any) -> None:
+def assert_close(actual: Any, expected: Any, label: str = "result") -> None:
     """Equal up to the tolerance of the type."""
     for ours, theirs in zip(leaves(actual), leaves(expected), strict=True):
-        torch.testing.assert_close(ours, theirs, **TOLERANCES.get(theirs.dtype, {"rtol": 0, "atol": 0}))
+        tolerance = TOLERANCES.get(theirs.dtype, {"rtol": 0, "atol": 0})
+        torch.testing.assert_close(ours, theirs, **tolerance, msg=lambda text: f"{label}: {text}")
 
 
 def assert_near(rough: Any, exact: Any) -> None:

@@ -1,4 +1,4 @@
-"""Gives each test of the battery its subjects: one test for each entry, skipped with the entry's reason where exempt."""
+"""Gives each test of the battery its subjects, one test an entry; where exempt it is skipped with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that the battery tests, one short entry each. Whoever adds a network, layer or operator adds its line here.
+"""Everything that the battery tests, one short entry each. Who adds a network, layer or operator adds its line here.
 
 An entry builds its subject small enough that one test of it takes about a second. `exempt` names the tests of the
 battery that cannot apply (without ``test_``), each with the reason; the reason is shown where the test is skipped.
@@ -30,6 +30,9 @@ def image(height: int = 45, width: int = 61) -> Inputs:
     return lambda model, batch: (torch.randn(batch, model.in_channels, height, width),)
 
 
+IMAGE = image()
+
+
 @dataclass(frozen=True)
 class Network:
     """A network by one of its names.
@@ -43,7 +46,7 @@ class Network:
 
     model: str
     options: Mapping[str, Any]
-    inputs: Inputs = image()
+    inputs: Inputs = IMAGE
     exempt: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -43,7 +43,9 @@ def missing_operators(entries: Sequence[Operator]) -> list[str]:
     for info in pkgutil.walk_packages(convatlas.ops.__path__, "convatlas.ops."):
         importlib.import_module(info.name)
     known = {entry.name for entry in entries}
-    return [f"Operator({name}, examples={{...}}, reaching={{...}})," for name in sorted(REGISTERED) if name not in known]
+    return [
+        f"Operator({name}, examples={{...}}, reaching={{...}})," for name in sorted(REGISTERED) if name not in known
+    ]
 
 
 @pytest.mark.parametrize(

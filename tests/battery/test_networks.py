@@ -146,7 +146,7 @@ def test_compiles_without_a_break(network: Network):
     loss(expected).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, parameter in compiled.named_parameters():
-        assert_close(parameter.grad, gradients[name.removeprefix("_orig_mod.")])
+        assert_close(parameter.grad, gradients[name.removeprefix("_orig_mod.")], name)
 
 
 @pytest.mark.parametrize("name", list_models())

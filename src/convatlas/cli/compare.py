@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convatlas.catalog import TASKS
 from convatlas.cli.parser import UsageError, choose_task, fresh_folder
-from convatlas.cli.train import built, output_to_stderr, task_parser
+from convatlas.cli.train import built, output_to_stderr, task_parser, with_recipe
+from convatlas.errors import Interrupted
 
 __all__ = ["run"]
 
@@ -20,28 +20,35 @@ def run(argv: Sequence[str]) -> int:
     if cls is None:
         print(f"usage: convatlas compare TASK --models A,B ...\n\ntasks: {', '.join(TASKS)}")
         return 0
-    parser = task_parser(cls, "compare")
+    parser = task_parser(cls, "compare", "--models A,B [--out FOLDER] [--SETTING VALUE ...]")
     parser.add_argument(
         "--models",
-        type=str | dict[str, dict[str, Any]],
+        type=dict[str, dict[str, Any]] | str,
         required=True,
-        help="names with commas between them, or a mapping from a label to settings, e.g. {net: {model: A, options: {}}}",
+        help="names with commas between them, or a mapping from labels to settings, e.g. {net: {model: A, options: {}}}",
     )
-    parser.add_argument("--out", type=str | None, help="folder of the comparison; by default one below runs/ with the time")
-    arguments = parser.parse_args(words)
+    parser.add_argument("--out", type=str | None, help="folder to write; by default one below runs/ with the time")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted comparison in --out")
+    arguments = parser.parse_args(with_recipe(words, cls))
     choices = _choices(arguments.models)
+    if arguments.resume and not arguments.out:
+        raise UsageError("--resume needs --out: the folder of the comparison to go on with")
     task, training = built(parser, arguments, cls)
     folder = Path(arguments.out) if arguments.out else fresh_folder("runs", f"compare-{cls.name}")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} already exists: choose another folder")
-    tasks, runs = {}, {}
+    if not arguments.resume and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} already exists: choose another folder, or go on with it by --resume")
     with output_to_stderr(arguments.json):
-        from convatlas.training.run import Run
+        from convatlas.training.run import Run, from_mapping, to_mapping
 
-        candidates = {label: dataclasses.replace(task, **settings) for label, settings in choices.items()}
-        for label, candidate in candidates.items():
-            candidate.fit(folder / label, training)
-            tasks[label], runs[label] = candidate, Run.open(folder / label)
+        common = to_mapping(task)
+        tasks = {label: from_mapping(cls, {**common, **settings}) for label, settings in choices.items()}
+        runs = {label: Run(folder / label) for label in tasks}
+        for label, candidate in tasks.items():
+            try:
+                candidate.fit(folder / label, training, resume=runs[label].config.is_file())
+            except Interrupted as stopped:
+                text = f"stopped; go on with the same command and --out {folder} --resume"
+                raise Interrupted(text, stopped.exit_code) from None
         report = cls.compare(tasks, runs, folder)
         report.save(folder)
     if arguments.json:
@@ -54,10 +61,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _choices(models: str | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     if isinstance(models, str):
-        return {name.strip(): {"model": name.strip()} for name in models.split(",") if name.strip()}
+        models = {name.strip(): {"model": name.strip()} for name in models.split(",") if name.strip()}
+    if len(models) < 2:
+        raise UsageError(f"--models needs at least two different models, got {', '.join(models) or 'none'}")
     for label, settings in models.items():
         if "model" not in settings:
             raise UsageError(f"the entry {label!r} of --models names no model")
         if not label.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"labels of --models become folder names: letters, digits, '-', '_' and '.', got {label!r}")
+            raise UsageError(f"a label of --models becomes a folder: letters, digits, '-', '_' and '.', got {label!r}")
     return {label: dict(settings) for label, settings in models.items()}

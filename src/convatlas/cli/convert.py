@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from convatlas.cli.parser import Parser
 
 __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
     """Read a checkpoint of any layout and write it in ours, or under its own names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "convatlas convert",
         description="Read a checkpoint without running its code and write it as safetensors (or .npz, .pth).",
     )
@@ -28,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
         changes = {} if arguments.num_classes is None else {"num_classes": arguments.num_classes}
         model = create_model(arguments.model, **changes)
-    report = convert(arguments.source, arguments.destination, model=model, part=arguments.part)
-    print(report.summary())
+    done = convert(arguments.source, arguments.destination, model=model, part=arguments.part)
+    print(f"{done} tensors under their own names" if isinstance(done, int) else done.summary())
     print(f"written: {arguments.destination}")
     return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from convatlas.cli.parser import Parser
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -13,7 +13,7 @@ __all__ = ["run"]
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate a run on its own held-out data or on other data and write a report."""
-    parser = argparse.ArgumentParser("convatlas evaluate", description="Measure a trained run on held-out data.")
+    parser = Parser("convatlas evaluate", description="Measure a trained run on held-out data.")
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--data", help="other labelled data, in any form that training reads")
     parser.add_argument("--out", help="where to write the report; by default RUN/evaluation")

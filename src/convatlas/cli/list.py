@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from convatlas import catalog
+from convatlas.cli.parser import Parser
 from convatlas.errors import unknown
 
 __all__ = ["run"]
@@ -14,10 +14,10 @@ __all__ = ["run"]
 
 def run(argv: Sequence[str]) -> int:
     """Print a table of the systems, or JSON."""
-    parser = argparse.ArgumentParser("convatlas list", description="What convatlas holds, one line a system.")
+    parser = Parser("convatlas list", description="What convatlas holds, one line a system.")
     parser.add_argument("--kind", help="only systems of this kind: operator, layer, network, task, method or study")
     parser.add_argument("--available", action="store_true", help="only systems that are part of this version")
-    parser.add_argument("--models", action="store_true", help="the names of models instead, for create_model and --model")
+    parser.add_argument("--models", action="store_true", help="the names of models instead, as --model takes them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     if arguments.models:

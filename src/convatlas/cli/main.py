@@ -8,7 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from convatlas import __version__
+from convatlas.catalog import TASKS
+from convatlas.cli.parser import UsageError
 from convatlas.errors import Interrupted, unknown
+from convatlas.training.settings import SettingsError
 
 __all__ = ["VERBS", "main"]
 
@@ -48,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
+    except (UsageError, SettingsError) as error:
+        task = rest[:1] if rest and rest[0] in TASKS else []
+        return _fail(command, f"{error} (see '{' '.join([command, *task])} --help')", 2)
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("CONVATLAS_TRACEBACK"):
             raise

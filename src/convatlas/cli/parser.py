@@ -1,16 +1,13 @@
-"""Argument parsing that all verbs share: errors of one line that offer the nearest names."""
+"""What the verbs share to read their words: one-line errors that offer the nearest names, tasks, new folders."""
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser
 
 from convatlas.catalog import TASKS, resolve
 from convatlas.errors import Unsupported, unknown
@@ -22,20 +19,21 @@ class UsageError(ValueError):
     """The words of a command are wrong."""
 
 
-class Parser(ArgumentParser):
-    """A jsonargparse parser whose errors are exceptions of one line, with the nearest names of a mistyped option."""
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are exceptions of one line, with the nearest names of a mistyped option."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def __init__(self, prog: str, *, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
         """Raise the message as a `UsageError`."""
-        text = " ".join(str(message).split())
-        known = [option for action in self._actions for option in action.option_strings]
-        words = re.findall(r"--[\w.-]+", text) or [f"--{key}" for key in re.findall(r"[Kk]ey '?\"?([\w.]+)", text)]
-        for word in words:
-            near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-            if word not in known and near:
-                text += f"; did you mean {' or '.join(near)}?"
-                break
-        raise UsageError(f"{text} (see '{self.prog} --help')")
+        word = message.removeprefix("unrecognized arguments: ").split()[0]
+        if word == message.split()[0]:
+            raise UsageError(message.removeprefix("argument "))
+        if not word.startswith("-"):
+            raise UsageError(f"{word!r} is not expected here")
+        options = [option for action in self._actions for option in action.option_strings if len(option) > 2]
+        raise UsageError(str(unknown("option", word.partition("=")[0], options)))
 
 
 def choose_task(argv: Sequence[str], verb: str) -> tuple[type[Any] | None, list[str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from convatlas.cli.parser import fresh_folder
+from convatlas.cli.parser import Parser, fresh_folder
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -14,7 +13,7 @@ __all__ = ["run"]
 
 def run(argv: Sequence[str]) -> int:
     """Predict for files or folders and write the results."""
-    parser = argparse.ArgumentParser("convatlas predict", description="Apply a trained run to your files.")
+    parser = Parser("convatlas predict", description="Apply a trained run to your files.")
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files or folders to predict for")
     parser.add_argument("--out", help="where to write; by default a new folder below RUN/predictions")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from convatlas import catalog
 from convatlas.catalog import Card
+from convatlas.cli.parser import Parser
 
 __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the card of a system, or JSON."""
-    parser = argparse.ArgumentParser("convatlas show", description="One system: its papers, what it offers, its models.")
+    parser = Parser("convatlas show", description="One system: its papers, what it offers, its models.")
     parser.add_argument("system", help="slug of the system, as 'convatlas list' shows it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -50,6 +50,5 @@ def run(argv: Sequence[str]) -> int:
 def _public(card: Card) -> dict[str, list[str]]:
     tables = {"VARIANTS", "PUBLISHED"}
     modules = {module: catalog.public_names(module) for module in card.modules if not module.startswith("experiments.")}
-    return {
-        f"convatlas.{module}": [name for name in names if name not in tables] for module, names in modules.items() if names
-    }
+    own = {module: [name for name in names if name not in tables] for module, names in modules.items()}
+    return {f"convatlas.{module}": names for module, names in own.items() if names}

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convatlas.catalog import TASKS
 from convatlas.cli.parser import Parser, UsageError, choose_task, fresh_folder
 from convatlas.errors import unknown
 
-__all__ = ["output_to_stderr", "recipe_path", "run", "task_parser"]
+if TYPE_CHECKING:
+    from convatlas.training.arguments import SettingsParser
+
+__all__ = ["built", "output_to_stderr", "recipe_path", "run", "task_parser", "with_recipe"]
 
 
 def run(argv: Sequence[str]) -> int:
     """Train, write a run folder and say where it lies."""
     cls, words = choose_task(argv, "train")
     if cls is None:
-        print(f"usage: convatlas train TASK ...\n\ntasks: {', '.join(TASKS)}\n\n'convatlas train TASK --help' lists the settings.")
+        print("usage: convatlas train TASK ...\n")
+        print(f"tasks: {', '.join(TASKS)}\n\n'convatlas train TASK --help' lists the settings.")
         return 0
-    parser = task_parser(cls, "train")
-    parser.add_argument("--run", type=str | None, help="folder of the run; by default one below runs/ with the time")
-    parser.add_argument("--resume", type=str | None, help="go on with this interrupted run; takes no other settings")
-    arguments = parser.parse_args(_with_recipe(words, cls))
-    from convatlas.training.run import Run
-    from convatlas.training.task import split_settings
-
-    if arguments.resume is not None:
-        if arguments.run is not None:
-            raise UsageError("--resume names the run; --run cannot be given beside it")
-        values, folder = Run.open(arguments.resume).settings(), Path(arguments.resume)
-        if values["task"] != cls.name:
-            raise UsageError(f"{arguments.resume} is a run of the task {values['task']}, not of {cls.name}")
-        task, training = split_settings(cls, values)
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        arguments, task, training = _interrupted(words, cls)
+        folder = Path(arguments.resume)
     else:
+        parser = task_parser(cls, "train", "[--run RUN | --resume RUN] [--SETTING VALUE ...]")
+        parser.add_argument("--run", type=str | None, help="folder to write; by default one below runs/ with the time")
+        parser.add_argument("--resume", type=str | None, help="go on with this interrupted run; takes no settings")
+        arguments = parser.parse_args(with_recipe(words, cls))
         task, training = built(parser, arguments, cls)
         folder = Path(arguments.run) if arguments.run else fresh_folder("runs", f"{cls.name}-{task.model}")
     with output_to_stderr(arguments.json):
@@ -49,28 +47,52 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def task_parser(cls: type[Any], verb: str) -> Parser:
+def _interrupted(words: Sequence[str], cls: type[Any]) -> tuple[Any, Any, Any]:
+    """The words of a command with --resume, and the task and the training settings of that run."""
+    from convatlas.training.run import Run
+    from convatlas.training.task import split_settings
+
+    parser = Parser(f"convatlas train {cls.name}", description="Go on with an interrupted run.")
+    parser.add_argument("--resume", metavar="RUN", required=True, help="folder of the run")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments, others = parser.parse_known_args(words)
+    if others:
+        raise UsageError(
+            f"--resume takes no other settings, got {' '.join(others)}: a run goes on with those in its config.yaml"
+        )
+    values = Run.open(arguments.resume).settings()
+    if values["task"] != cls.name:
+        raise UsageError(f"{arguments.resume} is a run of the task {values['task']}, not of {cls.name}")
+    return arguments, *split_settings(cls, values)
+
+
+def task_parser(cls: type[Any], verb: str, usage: str) -> SettingsParser:
     """A parser for the settings of a task and its training, with configuration files and recipes."""
+    from convatlas.training.arguments import SettingsParser
     from convatlas.training.settings import Training
 
-    summary = (cls.__doc__ or "").strip().splitlines()[0]
-    parser = Parser(prog=f"convatlas {verb} {cls.name}", description=summary, exit_on_error=False)
+    prog, summary = f"convatlas {verb} {cls.name}", (cls.__doc__ or "").strip().splitlines()[0]
+    parser = SettingsParser(prog=prog, description=summary, usage=f"{prog} {usage}")
     parser.add_argument("--config", action="config", help="YAML file with settings, e.g. the config.yaml of a run")
-    parser.add_argument("--recipe", type=str | None, help=f"published training recipe: {', '.join(_recipes(cls))}")
+    parser.add_argument("--recipe", type=str | None, help=f"published recipe: {', '.join(_recipes(cls)) or 'none yet'}")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in configuration files")
-    parser.add_class_arguments(cls)
-    parser.add_class_arguments(Training)
+    parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in YAML files")
+    parser.add_class_arguments(cls, help="settings of the task")
+    parser.add_class_arguments(Training, help="settings of the training")
     return parser
 
 
-def built(parser: Parser, arguments: Any, cls: type[Any]) -> tuple[Any, Any]:
-    """The task and the training settings that parsed arguments describe."""
-    import dataclasses
+def built(parser: SettingsParser, arguments: Any, cls: type[Any]) -> tuple[Any, Any]:
+    """The task and the training settings that parsed arguments describe.
 
+    Raises:
+        UsageError: they are those of another task.
+    """
     from convatlas.training.settings import Training
 
     values = vars(parser.instantiate_classes(arguments))
+    if values["task"] != cls.name:
+        raise UsageError(f"these are settings of the task {values['task']}, not of {cls.name}")
     task = cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls) if entry.init})
     return task, Training(**{entry.name: values[entry.name] for entry in dataclasses.fields(Training)})
 
@@ -92,7 +114,7 @@ def _recipes(cls: type[Any]) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _with_recipe(words: list[str], cls: type[Any]) -> list[str]:
+def with_recipe(words: list[str], cls: type[Any]) -> list[str]:
     """Put a recipe's file before all other settings, so that they override it."""
     for index, word in enumerate(words):
         name = word.partition("=")[2] if word.startswith("--recipe=") else None

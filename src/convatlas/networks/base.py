@@ -37,6 +37,7 @@ class PublishedFile:
         figures: what it should reach, as published, e.g. ``{"ImageNet-1K top-1 [%]": 82.3}``.
         verified: how its layout was checked here.
         sha256: of the file, where it is known.
+        by_hand: whether ``url`` is a page from which only a person can fetch the file.
     """
 
     url: str
@@ -44,6 +45,7 @@ class PublishedFile:
     figures: Mapping[str, float]
     verified: str = "key names and shapes follow the authors' code; not tried on the file itself"
     sha256: str | None = None
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class Backbone(nn.Module, ABC):
     classifier_modules: ClassVar[tuple[str, ...]] = ()
     #: Convolutions that read the image.
     stem_modules: ClassVar[tuple[str, ...]] = ()
+    #: Smallest height and width of an image; None is the total stride.
+    min_size: ClassVar[int | None] = None
 
     feature_info: tuple[Feature, ...]
 
@@ -147,6 +151,16 @@ class Backbone(nn.Module, ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return (torch.randn(batch, self.in_channels, height, width),)
 
+    def layers(self) -> list[nn.Module]:
+        """The network cut into steps from input to output, which layer-wise learning-rate decay goes down.
+
+        By default its children, containers opened; together they hold every parameter.
+        """
+        found: list[nn.Module] = []
+        for child in self.children():
+            found += child if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
+        return [layer for layer in found if any(True for _ in layer.parameters())]
+
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the activations of each stage in the backward pass instead of keeping them: less memory, slower."""
         self.gradient_checkpointing = enabled
@@ -154,16 +168,16 @@ class Backbone(nn.Module, ABC):
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # A captured graph updates the statistics once anyway, and takes no context.
-            contexts = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
-            return checkpoint(stage, x, use_reentrant=False, **contexts)  # type: ignore[no-any-return]
-        return stage(x)  # type: ignore[no-any-return]
+            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
+            return checkpoint(stage, x, use_reentrant=False, **contexts)
+        return stage(x)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        stride = self.feature_info[-1].stride
-        if min(x.shape[2:]) < stride:
-            raise ValueError(f"x must be at least {stride} x {stride} pixels, got {x.shape[2]} x {x.shape[3]}")
+        least = self.min_size or self.feature_info[-1].stride
+        if min(x.shape[2:]) < least:
+            raise ValueError(f"x must be at least {least} x {least} pixels, got {x.shape[2]} x {x.shape[3]}")
 
 
 class FeatureExtractor(nn.Module):

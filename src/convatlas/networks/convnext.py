@@ -173,7 +173,12 @@ class ConvNeXt(Backbone):
         return features
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x.mean((2, 3))))  # type: ignore[no-any-return]
+        return self.head(self.norm(x.mean((2, 3))))
+
+    def layers(self) -> list[nn.Module]:
+        stages = zip(self.downsample_layers, self.stages, strict=True)
+        steps = [step for downsample, blocks in stages for step in (downsample, *blocks.children())]
+        return [*steps, self.norm, self.head]
 
     def reset_classifier(self, num_classes: int) -> None:
         self.config = self.config.override(num_classes=num_classes)
@@ -215,7 +220,16 @@ def _study(name: str, top1: float) -> tuple[PublishedFile, ...]:
     return (PublishedFile(f"{_RELEASE}/{name}_1k_224_ema.pth", "Apache-2.0", figures),)
 
 
+def _authors(size: str, top1: float) -> tuple[PublishedFile, ...]:
+    url = f"https://dl.fbaipublicfiles.com/convnext/convnext_{size}_1k_224_ema.pth"
+    return (PublishedFile(url, "MIT", {"ImageNet-1K top-1 [%]": top1}),)
+
+
 PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
+    "convnext_tiny": _authors("tiny", 82.1),
+    "convnext_small": _authors("small", 83.1),
+    "convnext_base": _authors("base", 83.8),
+    "convnext_large": _authors("large", 84.3),
     "convnext_tiny_k5": _study("convnext_tiny_k5", 82.0),
     "convnext_tiny_k3": _study("convnext_tiny_k3", 81.5),
     "convnext_tiny_k3_par1_2": _study("convnext_tiny_k3_par1_2", 81.4),

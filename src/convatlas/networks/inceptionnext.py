@@ -95,7 +95,7 @@ class _ConvMlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class _Downsample(nn.Sequential):
@@ -110,7 +110,7 @@ class _Downsample(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         norm, conv = self
         x = norm(x)
-        return conv(F.pad(x, (0, self.padding, 0, self.padding)) if self.padding else x)  # type: ignore[no-any-return]
+        return conv(F.pad(x, (0, self.padding, 0, self.padding)) if self.padding else x)
 
 
 class _Stage(nn.Module):
@@ -120,7 +120,7 @@ class _Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))  # type: ignore[no-any-return]
+        return self.blocks(self.downsample(x))
 
 
 class _MlpHead(nn.Module):
@@ -135,7 +135,7 @@ class _MlpHead(nn.Module):
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.dropout(self.norm(F.gelu(self.fc1(x.mean((2, 3)))))))  # type: ignore[no-any-return]
+        return self.fc2(self.dropout(self.norm(F.gelu(self.fc1(x.mean((2, 3)))))))
 
 
 class InceptionNeXt(Backbone):
@@ -210,12 +210,17 @@ class InceptionNeXt(Backbone):
         return features
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(x)
+
+    def layers(self) -> list[nn.Module]:
+        blocks = [part for stage in self.stages for part in stage.children() if not isinstance(part, nn.Identity)]
+        steps = [step for part in blocks for step in ([part] if isinstance(part, _Downsample) else part.children())]
+        return [self.stem, *steps, self.head]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` classes; the head's hidden layer is kept."""
         self.config = self.config.override(num_classes=num_classes)
-        weight = self.stem[0].weight
+        weight = next(self.stem.parameters())
         if num_classes == 0:
             self.head = _pool()
         elif isinstance(self.head, _MlpHead):
@@ -223,7 +228,7 @@ class InceptionNeXt(Backbone):
             _init(self.head.fc2)
         else:
             head = _MlpHead(self.feature_info[-1].channels, num_classes, self.config.dropout)
-            self.head = head.to(weight.device, weight.dtype).apply(_init).train(self.training)
+            self.head = head.to(device=weight.device, dtype=weight.dtype).apply(_init).train(self.training)
 
 
 def _pool() -> nn.Module:

@@ -4,11 +4,6 @@ Sandler, Howard, Zhu, Zhmoginov, Chen: "MobileNetV2: Inverted Residuals and Line
 arXiv 1801.04381. Parameters are named as in torchvision.
 Wang, Wu, Zhu, Li, Zuo, Hu: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
 arXiv 1910.03151.
-
-The checkpoint of ``eca_mobilenet_v2`` (eca_mobilenetv2_k13, published top-1 on ImageNet-1K 72.56) is linked from
-https://github.com/BangguWu/ECANet (MIT) on Google Drive, where no program can fetch it. Download it by hand and give
-its path: ``create_model("eca_mobilenet_v2", weights=path)``. The layout follows the authors' code; the file itself was
-not tried.
 """
 
 from __future__ import annotations
@@ -135,6 +130,7 @@ class MobileNetV2(Backbone):
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
     classifier_modules: ClassVar[tuple[str, ...]] = ("classifier.1",)
     stem_modules: ClassVar[tuple[str, ...]] = ("features.0.0",)
+    min_size: ClassVar[int | None] = 1  # every layer is padded
 
     def __init__(self, config: MobileNetV2Config, *, attention: Attention | None = None) -> None:
         super().__init__(config)
@@ -176,7 +172,7 @@ class MobileNetV2(Backbone):
         return features
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.classifier(x.mean((2, 3)))
 
     def reset_classifier(self, num_classes: int) -> None:
         self.config = self.config.override(num_classes=num_classes)
@@ -209,13 +205,18 @@ VARIANTS: dict[str, MobileNetV2Config] = {
     "eca_mobilenet_v2": MobileNetV2Config(dropout=0.25, eca_kernel_sizes=(1, 1, 1, 1, 3, 3, 3)),
 }
 
-#: The weights that torchvision trained (its "V1" weights).
+#: The weights that torchvision trained (its "V1" weights), and those of ECA-Net's authors.
 PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
     "mobilenet_v2": (
         PublishedFile(
             "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
             "BSD-3-Clause",
             {"ImageNet-1K top-1 [%]": 71.878},
+        ),
+    ),
+    "eca_mobilenet_v2": (
+        PublishedFile(
+            "https://github.com/BangguWu/ECANet", "MIT", {"ImageNet-1K top-1 [%]": 72.56}, by_hand=True
         ),
     ),
 }

@@ -77,9 +77,12 @@ def published_source(name: str) -> str:
     """Where `convatlas.load_weights` finds the first published checkpoint of a model.
 
     Raises:
-        Unsupported: none is known.
+        Unsupported: none is known, or none can be fetched by a program.
     """
     files = published_files(name)
     if not files:
         raise Unsupported(f"no published weights are known for {name}")
-    return f"{files[0].url}#sha256={files[0].sha256}" if files[0].sha256 else files[0].url
+    file = next((file for file in files if not file.by_hand), None)
+    if file is None:
+        raise Unsupported(f"the weights of {name} must be downloaded by hand from {files[0].url}; give the file's path")
+    return f"{file.url}#sha256={file.sha256}" if file.sha256 else file.url

@@ -4,12 +4,6 @@ He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, 
 common since ("v1.5"): the 3x3 convolution of a bottleneck has the stride. Parameters are named as in torchvision.
 Wang, Wu, Zhu, Li, Zuo, Hu: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
 arXiv 1910.03151.
-
-The ECA-Net checkpoints of the authors are linked from https://github.com/BangguWu/ECANet (MIT) on Google Drive, where
-no program can fetch them. Download one by hand (eca_resnet50_k3557 for ``eca_resnet50``; the digits are the kernel
-sizes of the four stages) and give its path: ``create_model("eca_resnet50", weights=path)``. Published top-1 on
-ImageNet-1K: 70.92 (18 layers), 74.21 (34), 77.42 (50), 78.65 (101), 78.92 (152). The layout follows the authors' code;
-no file was tried.
 """
 
 from __future__ import annotations
@@ -99,7 +93,7 @@ class BasicBlock(nn.Module):
         """Map (B, in_channels, H, W) to (B, width, H / stride, W / stride), sizes rounded up."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.attention(self.bn2(self.conv2(y)))
-        return self.relu(y + self.downsample(x))  # type: ignore[no-any-return]
+        return self.relu(y + self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -141,10 +135,11 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.attention(self.bn3(self.conv3(y)))
-        return self.relu(y + self.downsample(x))  # type: ignore[no-any-return]
+        return self.relu(y + self.downsample(x))
 
 
-_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+_Block = type[BasicBlock] | type[Bottleneck]
+_BLOCKS: dict[str, _Block] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(Backbone):
@@ -165,6 +160,7 @@ class ResNet(Backbone):
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
     classifier_modules: ClassVar[tuple[str, ...]] = ("fc",)
     stem_modules: ClassVar[tuple[str, ...]] = ("conv1",)
+    min_size: ClassVar[int | None] = 1  # every layer is padded
 
     def __init__(self, config: ResNetConfig, *, attention: Attention | None = None) -> None:
         super().__init__(config)
@@ -188,24 +184,9 @@ class ResNet(Backbone):
         features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):
-            first_stride = 1 if not features else 2
-            out_channels = block.expansion * width
-            blocks = []
-            for index in range(depth):
-                step = first_stride if index == 0 else 1
-                changes = step != 1 or channels != out_channels
-                blocks.append(
-                    block(
-                        channels,
-                        width,
-                        stride=step,
-                        downsample=projection(channels, out_channels, stride=step) if changes else None,
-                        attention=make_attention(out_channels),
-                    )
-                )
-                channels = out_channels
-            self.add_module(name, nn.Sequential(*blocks))
-            stride *= first_stride
+            step = 2 if features else 1
+            self.add_module(name, _stage(block, channels, width, depth, step, make_attention))
+            channels, stride = block.expansion * width, stride * step
             features.append(Feature(channels, stride))
         self.feature_info = tuple(features)
         self.reset_classifier(config.num_classes)
@@ -220,7 +201,7 @@ class ResNet(Backbone):
         return features
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.fc(x.mean((2, 3)))
 
     def reset_classifier(self, num_classes: int) -> None:
         self.config = self.config.override(num_classes=num_classes)
@@ -233,6 +214,16 @@ class ResNet(Backbone):
 def projection(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
     """The shortcut of a block that changes channels or resolution: 1x1 convolution and batch norm (paper, option B)."""
     return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+def _stage(
+    block: _Block, in_channels: int, width: int, depth: int, stride: int, make_attention: Attention
+) -> nn.Sequential:
+    channels = block.expansion * width
+    changes = stride != 1 or in_channels != channels
+    downsample = projection(in_channels, channels, stride=stride) if changes else None
+    first = block(in_channels, width, stride=stride, downsample=downsample, attention=make_attention(channels))
+    return nn.Sequential(first, *(block(channels, width, attention=make_attention(channels)) for _ in range(depth - 1)))
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -265,11 +256,22 @@ def _torchvision(file: str, top1: float) -> tuple[PublishedFile, ...]:
     return (PublishedFile(url, "BSD-3-Clause", figures),)
 
 
-#: The weights that torchvision trained with the recipe of the paper (its "V1" weights).
+def _eca(top1: float) -> tuple[PublishedFile, ...]:
+    # The files lie on Google Drive; the digits in their names are the kernel sizes of the four stages.
+    figures = {"ImageNet-1K top-1 [%]": top1}
+    return (PublishedFile("https://github.com/BangguWu/ECANet", "MIT", figures, by_hand=True),)
+
+
+#: The weights that torchvision trained with the recipe of the paper (its "V1" weights), and those of ECA-Net's authors.
 PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
     "resnet18": _torchvision("resnet18-f37072fd", 69.758),
     "resnet34": _torchvision("resnet34-b627a593", 73.314),
     "resnet50": _torchvision("resnet50-0676ba61", 76.130),
     "resnet101": _torchvision("resnet101-63fe2227", 77.374),
     "resnet152": _torchvision("resnet152-394f9c45", 78.312),
+    "eca_resnet18": _eca(70.92),
+    "eca_resnet34": _eca(74.21),
+    "eca_resnet50": _eca(77.42),
+    "eca_resnet101": _eca(78.65),
+    "eca_resnet152": _eca(78.92),
 }

@@ -100,15 +100,15 @@ class _Module(L.LightningModule):
         self.shared = _Shared(task)
         self.training_settings = training
         self.network = task.network
-        self.val_metrics = task.metrics()
-        self.loss_sum = {"loss": 0.0, "batches": 0.0}
+        self.val_metrics: Any = task.metrics()
+        self.loss_sum: dict[str, Any] = {"loss": 0.0, "batches": 0}
         self.position = (0, 0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         losses = self.shared.task.losses(batch)
         if not losses:
             return None
-        self.loss_sum["loss"] += float(losses["loss"].detach())
+        self.loss_sum["loss"] += losses["loss"].detach().double()  # stays on the device: no wait for it every step
         self.loss_sum["batches"] += 1
         self.log("loss", losses["loss"], prog_bar=True, logger=False)
         return losses["loss"]
@@ -168,21 +168,21 @@ class _History(Callback):
         self.rows: list[dict[str, float]] = []
         self.started = time.monotonic()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.started = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        sums = pl_module.loss_sum
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        sums, group = pl_module.loss_sum, trainer.optimizers[0].param_groups[0]
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"] / trainer.optimizers[0].param_groups[0]["lr_scale"],
-            "train_loss": sums["loss"] / max(sums["batches"], 1),
+            "lr": group["lr"] / group["lr_scale"],
+            "train_loss": float(sums["loss"]) / max(sums["batches"], 1),
         }
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)
-        pl_module.loss_sum = {"loss": 0.0, "batches": 0.0}
+        pl_module.loss_sum = {"loss": 0.0, "batches": 0}
         if trainer.is_global_zero:
             self.run.write_metrics(self.rows)
 
@@ -204,7 +204,7 @@ class _Checkpoints(Checkpoint):
         self.random: dict[str, Any] | None = None
         self.previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.random is not None:
             restore_random_states(self.random)
         with suppress(ValueError):  # signals can only be caught in the main thread
@@ -216,7 +216,7 @@ class _Checkpoints(Checkpoint):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Between two optimizer steps there are gradients that a checkpoint does not hold; the last batch of an epoch is
         # followed by the checkpoint of its end.
@@ -227,7 +227,7 @@ class _Checkpoints(Checkpoint):
         if due or self.signal is not None:
             self._save(trainer, pl_module, (trainer.current_epoch, batch_idx + 1))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         metric, mode = self.task.monitor
         value = float(trainer.callback_metrics[metric])
         # Of equal epochs the last is kept: it has learned longer.
@@ -236,7 +236,7 @@ class _Checkpoints(Checkpoint):
         self._save(trainer, pl_module, (trainer.current_epoch + 1, 0), best=improved)
 
     def _save(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, position: tuple[int, int], *, best: bool = False
+        self, trainer: L.Trainer, pl_module: Any, position: tuple[int, int], *, best: bool = False
     ) -> None:
         pl_module.position = position
         trainer.save_checkpoint(self.run.last)
@@ -258,22 +258,22 @@ class _Checkpoints(Checkpoint):
         finally:
             self.task.network.load_state_dict(current)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._release()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._release()
 
     def _release(self) -> None:
         while self.previous:
             signal.signal(*self.previous.popitem())
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["position"] = list(pl_module.position)
         checkpoint["loss_sum"] = dict(pl_module.loss_sum)
         checkpoint["random_states"] = random_states()
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         pl_module.position = tuple(checkpoint["position"])
         pl_module.loss_sum = dict(checkpoint["loss_sum"])
         self.random = checkpoint["random_states"]

@@ -46,7 +46,7 @@ class Lion(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; ``closure`` recomputes the loss if it is given."""
         loss = None
         if closure is not None:
@@ -79,7 +79,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     if layer_decay != 1:
         if not hasattr(model, "layers"):
             raise Unsupported(f"layer_decay needs a network that names its layers, {type(model).__name__} does not")
-        layers = list(model.layers())
+        layers: list[nn.Module] = model.layers()  # type: ignore[operator]
         for depth, layer in enumerate(reversed(layers)):
             scales.update({id(parameter): layer_decay**depth for parameter in layer.parameters()})
         lowest = layer_decay ** (len(layers) - 1)
@@ -119,5 +119,5 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     if training.schedule == "exponential":
         return training.lr * training.decay_rate ** (epoch / training.decay_epochs)
     span = training.epochs - training.cooldown_epochs - training.warmup_epochs
-    progress = min((epoch - training.warmup_epochs) / span, 1.0)
+    progress = min((epoch - training.warmup_epochs) / span, 1.0) if span > 0 else 1.0
     return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * progress)) / 2

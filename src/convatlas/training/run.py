@@ -111,16 +111,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build a dataclass from plain data, checking names and types against its signature.
 
     Raises:
-        ValueError: a name is unknown or a value has a wrong type.
+        SettingsError: a name is unknown (the message offers the nearest ones) or a value has a wrong type.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from convatlas.training.arguments import SettingsParser
 
-    parser = ArgumentParser(exit_on_error=False)
+    parser = SettingsParser()
     parser.add_class_arguments(cls)
-    try:
-        parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
-    except ArgumentError as error:
-        raise ValueError(str(error)) from None
+    parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
     return cls(**vars(parsed))
 
 

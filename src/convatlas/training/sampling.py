@@ -14,10 +14,11 @@ __all__ = ["EpochSampler", "random_states", "restore_random_states"]
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, seed) pairs: a permutation drawn from seed and epoch, and a seed for each sample's augmentation.
+    """Batches of (index, seed) pairs: a permutation drawn from seed and epoch, and a seed for each sample.
 
     Nothing depends on the number of workers or on what was drawn before, so `start_at` can skip what an interrupted run
-    has already seen.
+    has already seen. A single sample left over for a last batch of its own is left out of that epoch (another one each
+    time), because batch normalisation cannot learn from one.
 
     Args:
         length: number of samples.
@@ -38,11 +39,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self._epoch = 0
         self._skip = (0, 0)
         if len(self) < 1:
-            raise ValueError(f"{length} samples are too few for one batch of {batch_size} on each of {world_size} devices")
+            raise ValueError(f"{length} samples are too few for a batch of {batch_size} on each of {world_size} devices")
 
     def __len__(self) -> int:
-        share = -(-self.length // self.world_size)
-        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+        whole, rest = divmod(-(-self.length // self.world_size), self.batch_size)
+        return whole if self.drop_last or rest == 0 or (rest == 1 and whole > 0) else whole + 1
 
     @property
     def sampler(self) -> EpochSampler:
@@ -76,7 +77,8 @@ def _mix(seed: int, epoch: int) -> int:
 def random_states() -> dict[str, Any]:
     """The state of every global random number generator, as plain data and tensors."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
-__all__ = ["Training"]
+from convatlas.errors import unknown
+
+__all__ = ["SettingsError", "Training"]
+
+
+class SettingsError(ValueError):
+    """A setting has an unknown name or a value of a wrong type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,19 +26,21 @@ class Training:
         lr: peak learning rate.
         weight_decay: decoupled for adamw and lion, L2 for sgd; not applied to biases, norms and other 1-D parameters.
         momentum: of sgd; of the others it is their first beta.
-        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs``), ``exponential`` (the same,
-            at every step of the epoch's fraction) or ``constant``.
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs``), ``exponential`` (the
+            same, but a little at every step) or ``constant``; all begin with the warm-up.
         warmup_epochs: linear rise from ``warmup_lr`` before the schedule; counted within ``epochs``.
         warmup_lr: learning rate of the first step.
         min_lr: end of the cosine.
-        cooldown_epochs: last epochs of ``epochs`` spent at ``min_lr``.
-        decay_epochs, decay_rate: of the step and exponential schedules.
+        cooldown_epochs: of the cosine schedule: last epochs of ``epochs``, spent at ``min_lr``.
+        decay_epochs: of the step and exponential schedules: after so many epochs the learning rate is multiplied.
+        decay_rate: of the step and exponential schedules: by what it is multiplied.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
         accumulate: batches whose gradients are summed before a step.
-        clip: largest gradient norm; None leaves gradients as they are.
-        ema: decay of an exponential moving average of the weights, which is then what is validated and kept; None for none.
-        precision: arithmetic of the forward and backward pass.
-        patience: stop when the validation has not improved for this many epochs; None never stops early.
+        clip: largest gradient norm; gradients stay as they are when left out.
+        ema: decay of an exponential moving average of the weights, which is then what is validated and kept; none when
+            left out.
+        precision: arithmetic of the forward and backward pass: float32, or mixed with bfloat16 or float16 (GPU only).
+        patience: stop when the validation has not improved for this many epochs; never when left out.
         seed: of initialisation, order, augmentation and dropout.
         workers: processes that read data; 0 reads in the main process.
         checkpoint_minutes: time between two checkpoints within an epoch; one is always written at the end of an epoch.
@@ -65,27 +74,32 @@ class Training:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0), ("warmup_epochs", 0)):
-            if getattr(self, name) < least:
+        hints = get_type_hints(type(self))
+        for name in ("optimizer", "schedule", "precision", "accelerator"):
+            if getattr(self, name) not in get_args(hints[name]):
+                raise unknown(name, str(getattr(self, name)), get_args(hints[name]))
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0), ("patience", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "decay_epochs", "decay_rate"):
-            if not getattr(self, name) > 0:
+        for name in ("lr", "decay_epochs", "decay_rate", "clip"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "min_lr", "warmup_lr", "cooldown_epochs", "checkpoint_minutes"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "checkpoint_minutes"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, upper in (("momentum", 1.0), ("ema", 1.0)):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < upper:
-                raise ValueError(f"{name} must be in [0, {upper:g}), got {value}")
+        for name in ("momentum", "ema"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
-        if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.warmup_epochs + self.cooldown_epochs > 0:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"devices must be 'auto' or at least 1, got {self.devices}")
+        if self.cooldown_epochs and self.schedule != "cosine":
+            raise ValueError(f"cooldown_epochs must be 0 with the {self.schedule} schedule, got {self.cooldown_epochs:g}")
+        if self.warmup_epochs + self.cooldown_epochs > self.epochs:
             raise ValueError(
-                "warmup_epochs + cooldown_epochs must be less than epochs, "
+                "warmup_epochs + cooldown_epochs must not be more than epochs, "
                 f"got {self.warmup_epochs:g} + {self.cooldown_epochs:g} and {self.epochs}"
             )

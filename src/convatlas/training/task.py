@@ -69,8 +69,8 @@ class Task(ABC):
 class GradientTask(Task):
     """A task whose network is trained by gradient descent.
 
-    A subclass gives the data, the losses and the metrics; `fit` does the rest through Lightning: precision, accumulation,
-    clipping, averaging, checkpoints, resuming.
+    A subclass gives the data, the losses and the metrics; `fit` does the rest through Lightning: precision,
+    accumulation, clipping, averaging, checkpoints, resuming.
     """
 
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.

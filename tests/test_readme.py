@@ -1,0 +1,100 @@
+"""The commands that the README and the guide show run as they stand there, on small data of the same form."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convatlas import catalog
+from convatlas.cli.main import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+EVERY = [(page, line) for page in PAGES for line in commands(page)]
+SHOWN = [pytest.param(line, id=f"{page.name}: {line}") for page, line in EVERY]
+
+
+def test_the_readme_shows_commands():
+    words = [shlex.split(line) for _, line in EVERY]
+    assert {verb for command, verb, *_ in words if command == "convatlas"} == set(VERBS)
+
+
+@pytest.mark.parametrize("line", [line for line in SHOWN if line.values[0].startswith("make")])
+def test_make_targets_exist(line):
+    target = shlex.split(line)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    """A folder with what the commands name: photographs of two classes, new pictures, a checkpoint, a trained run."""
+    folder = tmp_path_factory.mktemp("user")
+    random = np.random.default_rng(0)
+
+    def picture(path: Path, level: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = random.integers(0, 60, (36, 40, 3))
+        Image.fromarray((noise + level).astype(np.uint8)).save(path)
+
+    for kind, level in (("bright", 180), ("dark", 10)):
+        for name in ("photos", "more_photos", "imagenet"):
+            for number in range(20):
+                picture(folder / name / kind / f"{number}.png", level)
+    for name in ("new_pictures/a.png", "new/b.png", "one_more.jpg", "picture.jpg"):
+        picture(folder / name, 180)
+    torch.save(_authors_state(), folder / "inceptionnext_tiny.pth")
+    return folder
+
+
+def _authors_state() -> dict[str, torch.Tensor]:
+    from convatlas import create_model
+
+    state = create_model("inceptionnext_tiny").state_dict()
+    return {key.replace(".layer_scale.gamma", ".gamma"): value for key, value in state.items()}
+
+
+# What makes a command of the README small: other settings follow, and the last one counts.
+SMALL = ["--epochs", "2", "--image_size", "32", "--batch_size", "8", "--workers", "0", "--warmup_epochs", "0"]
+SMALLER = ["--cooldown_epochs", "0", "--accumulate", "1", "--precision", "32"]
+TINY = ["--options", '{"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "branch_ratio": 0.125}']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in SHOWN if line.values[0].startswith("convatlas")])
+def test_commands_run(line, small_world, monkeypatch, capsys):
+    monkeypatch.chdir(small_world)
+    monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
+    _, verb, *words = shlex.split(line)
+    if verb == "reproduce":
+        assert catalog.card(words[0]).available
+        return
+    if verb == "compare":
+        words = [word.replace("digits", "photos/") for word in words] + SMALL
+    if verb == "train" and "--resume" not in words and "--config" not in words:
+        words = [word for word in words if word != "published"]
+        words = [word for word in words if word != "--weights"] + SMALL + SMALLER + TINY
+        if "--run" in words:
+            words[words.index("--run") + 1] = f"runs/{abs(hash(line))}"
+    words = [word.replace("runs/x", "runs/photos") for word in words]
+    if "runs/photos" in " ".join(words):
+        _train_once(small_world)
+    assert main([verb, *words]) == 0, capsys.readouterr().err
+
+
+def _train_once(folder: Path) -> None:
+    if not (folder / "runs" / "photos" / "report.html").is_file():
+        assert main(["train", "recognition", "--data", "photos/", "--run", "runs/photos", *SMALL, *TINY]) == 0
