@@ -149,6 +149,9 @@ HARMLESS_ERRORS = {
     "no such object": b"\x80\x02h\x05.",
     "stops early": b"\x80\x02}q\x00X\x05",
     "call of data": b"I1\n(tR.",
+    "claims gigabytes": b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b"abc.",
+    "claims gigabytes of text": b"\x80\x04\x8d" + struct.pack("<Q", 2**36) + b"abc.",
+    "memo of gigabytes": b"\x80\x04]r\xff\xff\xff\xff",
 }
 
 

@@ -258,10 +258,17 @@ def _allowed_names() -> dict[str, object]:
 class _Reader(pickle._Unpickler):
     """Unpickler whose names come from the table alone.
 
-    The one in C makes room for any memo index that a file names, which takes minutes and all memory.
+    It extends the unpickler written in Python: the one in C makes room for whatever index or length a file names before
+    it looks whether the file has so much, which can take minutes and all memory.
     """
 
     allowed = _allowed_names()
+
+    def load_bytearray8(self: Any) -> None:
+        length = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(length)))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def __init__(self, stream: IO[bytes], storage: Callable[..., Tensor] | None = None) -> None:
         super().__init__(stream, encoding="latin1")

@@ -216,7 +216,7 @@ def test_impossible_networks_are_refused(changes: dict[str, object], message: st
     ("changes", "message"),
     [
         ({"depths": (1, 2)}, "depths and dims must name the same stages"),
-        ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
+        ({"kernel_size": 4}, "kernel_size must be odd, one for all stages or one for each, got 4"),
         ({"conv_ratio": 0.01}, r"ratio \* channels must be between 1 and 96"),
         ({"conv_ratio": 1.5}, r"ratio \* channels must be between 1 and 96"),
     ],
@@ -233,6 +233,8 @@ def theirs(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict in a foreign layout."""
     if name == "authors":
         return {re.sub(r"\.layer_scale\.gamma$", ".gamma", key): value for key, value in state.items()}
+    if name == "timm":
+        return {_timm_key(key): value for key, value in state.items()}
     foreign = {}
     for key, value in state.items():
         if found := re.fullmatch(r"downsample_layers\.(\d)\.(.*)", key):
@@ -250,6 +252,26 @@ def theirs(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return foreign
 
 
+def _timm_key(key: str) -> str:
+    first, *rest = key.split(".")
+    tail = ".".join(rest[-2:])
+    if first == "downsample_layers":
+        return f"stem.{tail}" if rest[0] == "0" else f"stages.{rest[0]}.downsample.{tail}"
+    if first != "stages":
+        return {"norm": "head.norm.", "head": "head.fc."}[first] + rest[-1]
+    names = {"dwconv": "conv_dw.", "norm": "norm.", "pwconv1": "mlp.fc1.", "pwconv2": "mlp.fc2.", "layer_scale": ""}
+    return f"stages.{rest[0]}.blocks.{rest[1]}.{names[rest[2]]}{rest[3]}"
+
+
+TIMM_KEYS = {
+    "stem.0.weight": (8, 3, 4, 4),
+    "stages.0.blocks.0.conv_dw.weight": (8, 1, 7, 7),
+    "stages.0.blocks.0.gamma": (8,),
+    "stages.1.downsample.1.weight": (16, 8, 2, 2),
+    "stages.1.blocks.1.mlp.fc2.bias": (16,),
+    "head.norm.weight": (16,),
+    "head.fc.weight": (5, 16),
+}
 AUTHORS_KEYS = {
     "stem.0.weight": (8, 3, 4, 4),
     "stem.1.running_var": (8,),
@@ -304,8 +326,9 @@ TORCHVISION_KEYS = {
             STUDY_KEYS,
         ),
         (ConvNeXtConfig(depths=(1, 2), dims=(8, 16), num_classes=5), "torchvision", TORCHVISION_KEYS),
+        (ConvNeXtConfig(depths=(1, 2), dims=(8, 16), num_classes=5), "timm", TIMM_KEYS),
     ],
-    ids=["inceptionnext-authors", "convnext_par-authors", "convnext-torchvision"],
+    ids=["inceptionnext-authors", "convnext_par-authors", "convnext-torchvision", "convnext-timm"],
 )
 def test_foreign_layouts_load_completely(
     config: InceptionNeXtConfig | ConvNeXtConfig, layout: str, keys: dict[str, tuple[int, ...]], wrapped: bool

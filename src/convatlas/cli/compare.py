@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
         "--models",
         type=dict[str, dict[str, Any]] | str,
         required=True,
-        help="names with commas between them, or a mapping from labels to settings, e.g. {net: {model: A, options: {}}}",
+        help="names with commas between them, or a mapping of labels to settings: {net: {model: A, options: {}}, ...}",
     )
     parser.add_argument("--out", type=str | None, help="folder to write; by default one below runs/ with the time")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted comparison in --out")

@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CONVATLAS_TRACEBACK"):
             raise
         return _fail(command, error, 1)
+    except Exception as error:  # one that nobody has foreseen
+        if os.environ.get("CONVATLAS_TRACEBACK"):
+            raise
+        return _fail(command, f"{type(error).__name__}: {error} (CONVATLAS_TRACEBACK=1 shows where)", 1)
     return code
 
 

@@ -168,7 +168,9 @@ class Backbone(nn.Module, ABC):
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # A captured graph updates the statistics once anyway, and takes no context.
-            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
+            contexts: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
+            )
             return checkpoint(stage, x, use_reentrant=False, **contexts)
         return stage(x)
 

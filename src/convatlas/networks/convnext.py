@@ -31,7 +31,7 @@ class ConvNeXtConfig(BackboneConfig):
     Attributes:
         depths: blocks of each stage.
         dims: channels of each stage.
-        kernel_size: side of the depthwise kernel, odd.
+        kernel_size: side of the depthwise kernel, odd; one for all stages or one for each.
         conv_ratio: share of the channels that the depthwise kernel convolves, in (0, 1].
         drop_path: rate at the last block; it rises linearly from 0.
         layer_scale_init: initial LayerScale factor, or None to leave LayerScale out.
@@ -39,7 +39,7 @@ class ConvNeXtConfig(BackboneConfig):
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
     dims: tuple[int, ...] = (96, 192, 384, 768)
-    kernel_size: int = 7
+    kernel_size: int | tuple[int, ...] = 7
     conv_ratio: float = 1.0
     drop_path: float = 0.1
     layer_scale_init: float | None = 1e-6
@@ -111,21 +111,36 @@ _TORCHVISION = Layout(
 )
 
 
+_TIMM = Layout(
+    renames=(
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+        (r"\.gamma$", ".layer_scale.gamma"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    )
+)
+
+
 class ConvNeXt(Backbone):
     """ConvNeXt (paper, table 9): patch stem of stride 4, four stages, mean pool, norm, linear classifier.
 
-    Loads the authors' layout and torchvision's.
+    Loads the layouts of the authors, torchvision and timm.
 
     Args:
         config: what to build.
 
     Raises:
-        ValueError: depths and dims differ in length, or the kernel size is even.
+        ValueError: depths, dims and kernel sizes differ in number, or a kernel size is even.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
         "authors": Layout(renames=((r"^(stages\.\d+\.\d+)\.gamma$", r"\1.layer_scale.gamma"),)),
         "torchvision": _TORCHVISION,
+        "timm": _TIMM,
     }
     classifier_modules: ClassVar[tuple[str, ...]] = ("head",)
     stem_modules: ClassVar[tuple[str, ...]] = ("downsample_layers.0.0",)
@@ -135,8 +150,9 @@ class ConvNeXt(Backbone):
         depths, dims = config.depths, config.dims
         if not 0 < len(depths) == len(dims):
             raise ValueError(f"depths and dims must name the same stages, got {depths} and {dims}")
-        if config.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {config.kernel_size}")
+        sizes = (config.kernel_size,) * len(dims) if isinstance(config.kernel_size, int) else config.kernel_size
+        if len(sizes) != len(dims) or any(size % 2 == 0 for size in sizes):
+            raise ValueError(f"kernel_size must be odd, one for all stages or one for each, got {config.kernel_size}")
         stem = nn.Sequential(nn.Conv2d(config.in_channels, dims[0], 4, stride=4), ChannelLayerNorm(dims[0]))
         downsamples = [
             nn.Sequential(ChannelLayerNorm(before), nn.Conv2d(before, after, 2, stride=2))
@@ -149,7 +165,7 @@ class ConvNeXt(Backbone):
                 *(
                     ConvNeXtBlock(
                         channels,
-                        kernel_size=config.kernel_size,
+                        kernel_size=sizes[stage],
                         conv_ratio=config.conv_ratio,
                         drop_path=rate,
                         layer_scale_init=config.layer_scale_init,

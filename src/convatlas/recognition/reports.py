@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from convatlas.files import atomic_path
-from convatlas.report import Bars, Files, Heatmap, Images, Lines, Note, Part, Report, Scatter, Section, Table
+from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Scatter, Section, Table
 from convatlas.training.measure import count_parameters, latency, provenance
 from convatlas.training.run import Run
 
@@ -24,10 +24,12 @@ __all__ = ["comparison_report", "evaluation_report", "prediction_report", "quali
 
 #: Pictures on one page; a page of thousands is slow to open.
 _MOST_PICTURES = 60
+#: Longest side of a picture in pixels; smaller ones than the other are enlarged where they are files.
+_LARGE, _SMALL = 320, 128
 
 
 def quality(predictions: Predictions) -> dict[str, float]:
-    """Accuracy, top-5 accuracy (of more than 5 classes), macro F1, balanced accuracy and cross-entropy of labelled images."""
+    """Accuracy, top-5 accuracy (of more than 5 classes), macro F1, balanced accuracy and cross-entropy."""
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
     labels, best = predictions.images.labels, predictions.best
@@ -38,7 +40,8 @@ def quality(predictions: Predictions) -> dict[str, float]:
         measured["top-5 accuracy"] = float((rank < 5).mean())
     present = np.unique(labels)
     measured["macro F1"] = float(f1_score(labels, best, labels=present, average="macro", zero_division=0))
-    measured["balanced accuracy"] = float(balanced_accuracy_score(labels, best)) if len(present) > 1 else measured["accuracy"]
+    several = len(present) > 1
+    measured["balanced accuracy"] = float(balanced_accuracy_score(labels, best)) if several else measured["accuracy"]
     measured["cross-entropy [nats]"] = float(-np.log(np.maximum(right, 1e-12)).mean())
     return measured
 
@@ -47,7 +50,8 @@ def evaluation_report(task: Recognition, predictions: Predictions) -> Report:
     """Quality of labelled images: numbers, confusion matrix, worst mistakes."""
     measured = quality(predictions)
     summary = f"{task.model}: {measured['accuracy']:.2%} of {len(predictions.images)} images are named rightly."
-    sections = [Section("Quality", _quality_parts(predictions, measured)), *_mistakes(predictions), *_skipped(predictions)]
+    skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
+    sections = [Section("Quality", _quality_parts(predictions, measured)), *_mistakes(predictions), *_skipped(skipped)]
     return Report(f"Evaluation of {task.model}", summary, sections, provenance())
 
 
@@ -57,12 +61,14 @@ def prediction_report(task: Recognition, predictions: Predictions) -> Report:
     pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in shown]
     count = len(predictions.images)
     caption = f"The first {len(pictures)} of {count}; predictions.csv has all." if count > len(pictures) else ""
-    parts: list[Part] = [Images("Predictions", pictures, caption), Files("Files", {"all predictions": "predictions.csv"})]
+    files = Files("Files", {"all predictions": "predictions.csv"})
+    parts: list[Part] = [Images("Predictions", pictures, caption), files]
     named = [predictions.classes[index] for index in predictions.best]
     share = {name: named.count(name) for name in predictions.classes if name in named}
     if len(share) <= 30:
         parts.append(Bars("How often each class was found", "images", share))
-    sections = [Section("Predictions", parts), *_skipped(predictions)]
+    skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
+    sections = [Section("Predictions", parts), *_skipped(skipped)]
     summary = f"{task.model} named {count} image{'s' if count != 1 else ''}."
     return Report(f"Predictions of {task.model}", summary, sections, provenance())
 
@@ -88,12 +94,14 @@ def training_report(task: Recognition, run: Run) -> Report:
             "predictions for the held-out images": "predictions.csv",
         },
     )
+    origin = [Note(f"Started from {task.started_from}")] if task.started_from else []
+    skipped = {skipped.path: skipped.reason for skipped in predictions.skipped} | task.unreadable
     sections = [
         Section("Quality on held-out images", _quality_parts(predictions, measured)),
         *_mistakes(predictions),
-        Section("Training", [*_curves({task.model: rows}), _data_table(task)]),
+        Section("Training", [*_curves({task.model: rows}), _data_table(task), *origin]),
         Section("Cost", [_cost_table({task.model: task}, {task.model: run})]),
-        *_skipped(predictions, task.unreadable),
+        *_skipped(skipped),
         Section("Files", [files]),
     ]
     return Report(f"Recognition with {task.model}", summary, sections, provenance(data=task.data))
@@ -108,10 +116,11 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
     cost = _cost_table(tasks, runs)
     cost_of = {str(row[0]): row for row in cost.rows}
     names = list(next(iter(measured.values())))
+    rows_of_quality: list[list[Cell]] = [[name, *measured[name].values()] for name in tasks]
     table = Table(
         "Quality on the same held-out images",
         ["model", *names],
-        [[name, *(measured[name][key] for key in names)] for name in tasks],
+        rows_of_quality,
         highlight={name: "min" if name.startswith("cross-entropy") else "max" for name in names},
     )
     pareto = Scatter(
@@ -167,12 +176,12 @@ def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int
     return [Section(title, [Images(title, pictures, caption)])]
 
 
-def _skipped(predictions: Predictions, later: Mapping[str, str] | None = None) -> list[Section]:
-    listed = {skipped.path: skipped.reason for skipped in predictions.skipped} | dict(later or {})
-    if not listed:
+def _skipped(reasons: Mapping[str, str], most: int = 1000) -> list[Section]:
+    if not reasons:
         return []
-    rows = [[name, reason] for name, reason in sorted(listed.items())[:200]]
-    caption = f"{len(listed)} files could not be read and were left out."
+    rows = [[name, reason] for name, reason in sorted(reasons.items())[:most]]
+    caption = f"{len(reasons)} {'file was' if len(reasons) == 1 else 'files were'} left out"
+    caption += f"; the first {most} are listed." if len(reasons) > most else "."
     return [Section("Skipped files", [Table("Skipped files", ["file", "reason"], rows, caption)])]
 
 
@@ -194,20 +203,22 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 def _data_table(task: Recognition) -> Table:
     rows = [[name, len(images)] for name, images in task.splits.items()]
     caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
+    if task.splits["test"] is task.splits["val"]:
+        caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
     return Table("Images", ["part", "images"], rows, caption)
 
 
 def _cost_table(tasks: Mapping[str, Recognition], runs: Mapping[str, Run]) -> Table:
-    rows: list[list[str | float | int | None]] = []
+    rows: list[list[Cell]] = []
     for name, task in tasks.items():
         height, width = task.preprocess.shape
-        x = torch.randn(1, int(task.network.in_channels), height, width)  # type: ignore[arg-type]
+        x = torch.randn(1, task.network.in_channels, height, width)
         x = x.to(next(task.network.parameters()).device)
         seconds = sum(row["seconds"] for row in runs[name].read_metrics())
         size = runs[name].best.stat().st_size / 2**20
         rows.append([name, count_parameters(task.network), size, latency(task.network, x), seconds])
     columns = ["model", "parameters", "file [MiB]", "latency of one image [ms]", "training time [s]"]
-    highlight: dict[str, Any] = {name: "min" for name in columns[1:]} if len(rows) > 1 else {}
+    highlight: dict[str, Any] = dict.fromkeys(columns[1:], "min") if len(rows) > 1 else {}
     return Table("Cost on this machine", columns, rows, "Latency: median of 20 passes with a batch of one.", highlight)
 
 
@@ -217,19 +228,22 @@ def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
         true = predictions.images.classes[predictions.images.labels[row]]
         name = f"{number:02d}_true-{_safe(true)}_predicted-{_safe(predictions.classes[predictions.best[row]])}.png"
         picture = Image.fromarray(_picture(predictions, int(row)))
-        scale = max(1, math.ceil(128 / max(picture.size)))
+        scale = max(1, math.ceil(_SMALL / max(picture.size)))
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         with atomic_path(run.samples / name) as part:
             picture.save(part, format="PNG")
 
 
 def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
-    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8."""
+    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large."""
     image = predictions.images.image(int(row))
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
         image = (255 * (image - low) / max(high - low, 1e-12)).astype(np.uint8)
-    return image[..., :3] if image.shape[2] >= 3 else image[..., 0]
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((_LARGE, _LARGE))
+    return np.asarray(picture)
 
 
 def _caption(predictions: Predictions, row: int) -> str:
@@ -240,4 +254,5 @@ def _caption(predictions: Predictions, row: int) -> str:
 
 
 def _safe(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)[:40]
+    # A file name has 255 bytes, a letter up to 4.
+    return "".join(letter if letter.isalnum() else "-" for letter in name)[:24]

@@ -4,13 +4,14 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +21,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convatlas.data.dataset import ImageDataset, collate
-from convatlas.data.images import ImageSet, Skipped, check_trainable, read_images, stratified_split
+from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Augmented, Preprocess
 from convatlas.errors import CheckpointError, DataError, Unsupported
 from convatlas.files import write_text
-from convatlas.networks.base import BackboneConfig
+from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
-from convatlas.report import Report
+from convatlas.report import Report, printable
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.task import GradientTask
 from convatlas.weights import load_weights, read_checkpoint, save_weights
 
 __all__ = ["Predictions", "Recognition"]
+
+_NOT_OPTIONS = {
+    "num_classes": "it follows from the data",
+    "in_channels": "it follows from the images; convert them by channels",
+    "preprocess": "it follows from the network and image_size",
+}
+_FAILED = "could be opened at first, but not read later"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +65,17 @@ class Predictions:
         return self.probabilities.argmax(1)
 
     def write_csv(self, path: str | Path, most: int = 5) -> None:
-        """One row an image: name, class, probability, true class where it is known, and the next probable classes."""
-        labels, order = self.images.labels, np.argsort(-self.probabilities, axis=1)[:, :most]
+        """One row an image: name, class, probability, true class where it is known, then the next probable classes."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :most]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "class", "probability", "true class", "most probable classes"])
+        further = [f"{what} {rank}" for rank in range(2, order.shape[1] + 1) for what in ("class", "probability")]
+        writer.writerow(["image", "class", "probability", "true class", *further])
         for row, name in enumerate(self.images.names):
-            ranked = " ".join(f"{self.classes[index]}:{self.probabilities[row, index]:.4f}" for index in order[row])
-            true = self.images.classes[labels[row]] if labels[row] >= 0 else ""
-            writer.writerow([name, self.classes[order[row, 0]], f"{self.probabilities[row].max():.6f}", true, ranked])
+            label = self.images.labels[row]
+            first, *rest = [(self.classes[index], f"{self.probabilities[row, index]:.6f}") for index in order[row]]
+            true = self.images.classes[label] if label >= 0 else ""
+            writer.writerow([printable(name), *first, true, *(cell for pair in rest for cell in pair)])
         write_text(path, text.getvalue())
 
 
@@ -76,7 +86,7 @@ class Recognition(GradientTask):
     Attributes:
         data: a folder with one subfolder a class (or train/, val/, test/ with those), an ``.npz`` file, a folder of
             MNIST-format idx files, or ``digits`` for scikit-learn's handwritten digits.
-        model: name of the network; ``convatlas list`` shows them.
+        model: name of the network; ``convatlas list --models`` shows them.
         options: fields of the network's config to change, e.g. ``{"depths": [1, 1, 2, 1]}``.
         weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``; a classifier
             for other classes is left out.
@@ -111,18 +121,30 @@ class Recognition(GradientTask):
     test_fraction: float = 0.2
     split_seed: int = 0
 
+    network: Backbone = field(init=False, repr=False)
     classes: tuple[str, ...] = field(init=False, default=())
     preprocess: Preprocess = field(init=False, default_factory=Preprocess)
     splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
+    started_from: str = field(init=False, default="")
+    data_digest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         config = model_config(self.model, **self.options)  # unknown names are told before any data are read
         if not isinstance(config, BackboneConfig):
             raise Unsupported(f"{self.model} is not a network for images")
+        for name, instead in _NOT_OPTIONS.items():
+            if name in self.options:
+                raise ValueError(f"options must not hold {name}: {instead}")
         for name in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), or left out, got {self.channels}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be positive, got {self.image_size}")
+        if not 0 <= self.mix_switch <= 1:
+            raise ValueError(f"mix_switch must be from 0 to 1, got {self.mix_switch}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if min(self.mixup, self.cutmix) < 0:
@@ -138,12 +160,18 @@ class Recognition(GradientTask):
             CheckpointError: ``weights`` do not fit.
         """
         self.splits = self._split(read_images(self.data, channels=self.channels))
+        self.data_digest = _digest(self.splits)
+        self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
+        _tell_skipped(self.unreadable)
         train = self.splits["train"]
         check_trainable(train)
         self.classes = train.classes
         config = model_config(self.model, **self.options)
         self.preprocess = self._choose_preprocess(train, config)
         self.network = self._build(train.channels)
+        stride = self.network.feature_info[-1].stride
+        if min(self.preprocess.shape) < stride:
+            raise ValueError(f"image_size must be at least {stride} for {self.model}, got {min(self.preprocess.shape)}")
         if self.weights is not None:
             self._start_from(self.weights)
         self.train_set = ImageDataset(train, Augmented(self.augment, self.preprocess))
@@ -169,23 +197,22 @@ class Recognition(GradientTask):
         size = self.image_size
         if size is None:
             rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
-            sides = [min(train.image(int(row)).shape[:2]) for row in rows]
-            size = int(np.clip(np.median(sides), 32, max(published.shape)))
-        if size < 1:
-            raise ValueError(f"image_size must be positive, got {size}")
+            sides = [min(shape) for row in rows if (shape := _shape(train, int(row)))]
+            size = int(np.clip(np.median(sides or [0]), 32, max(published.shape)))
         crop = published.crop if size == max(published.shape) else 1.0
         changes: dict[str, Any] = {"size": size, "crop": crop}
         if train.channels not in (1, len(published.mean)):
             changes |= {"mean": (0.5,), "std": (0.25,)}
         return dataclasses.replace(published, **changes)
 
-    def _build(self, channels: int) -> nn.Module:
-        overrides = {"num_classes": len(self.classes), "in_channels": channels, **self.options}
-        return model_config(self.model, **overrides, preprocess=self.preprocess).build()
+    def _build(self, channels: int) -> Backbone:
+        fixed = {"num_classes": len(self.classes), "in_channels": channels, "preprocess": self.preprocess}
+        network = model_config(self.model, **{**self.options, **fixed}).build()
+        return cast(Backbone, network)
 
     def _start_from(self, source: str) -> None:
         report = load_weights(self.network, published_source(self.model) if source == "published" else source)
-        logging.getLogger(__name__).info("%s", report.summary())
+        self.started_from = f"{source}: {report.summary()}"
 
     # Training
 
@@ -198,7 +225,7 @@ class Recognition(GradientTask):
         """Cross-entropy with the mixed and smoothed targets."""
         self._note(batch)
         images, labels = batch["image"], batch["label"]
-        if len(images) == 0:
+        if len(images) < 2 and batch["unreadable"]:  # batch normalisation cannot learn from the one that is left
             return {}
         if self.mixup or self.cutmix:
             images, targets = mix(
@@ -238,16 +265,24 @@ class Recognition(GradientTask):
             metrics.update(self.network(batch["image"]).float(), batch["label"])
 
     def _note(self, batch: dict[str, Any]) -> None:
-        self.unreadable.update({error.name: error.reason for error in batch["unreadable"]})
+        self.unreadable.update(dict.fromkeys(batch["unreadable"], _FAILED))
 
     # Use
 
     @torch.inference_mode()
     def probabilities(self, images: ImageSet, *, batch_size: int = 64) -> Predictions:
-        """Class probabilities of a set of images; files that fail are left out and listed."""
+        """Class probabilities of a set of images; files that fail are left out and listed.
+
+        Raises:
+            DataError: the images have other channels than the network, or none can be read.
+        """
         from rich.console import Console
         from rich.progress import track
 
+        if images.channels != self.network.in_channels:
+            raise DataError(
+                f"the images have {images.channels} channels, the network was trained on {self.network.in_channels}"
+            )
         device = next(self.network.parameters()).device
         self.network.eval()
         dataset = ImageDataset(images, self.preprocess)
@@ -255,7 +290,7 @@ class Recognition(GradientTask):
         rows, indices, failed = [], [], list(images.skipped)
         shown = track(loader, "reading", console=Console(stderr=True), disable=len(loader) < 20, transient=True)
         for batch in shown:
-            failed += [Skipped(error.name, error.reason) for error in batch["unreadable"]]
+            failed += [Skipped(name, _FAILED) for name in batch["unreadable"]]
             if len(batch["image"]):
                 rows.append(self.network(batch["image"].to(device)).float().softmax(1).cpu().numpy())
                 indices.append(batch["index"].numpy())
@@ -277,6 +312,7 @@ class Recognition(GradientTask):
         from convatlas.recognition.reports import evaluation_report
 
         predictions = self.probabilities(self._held_out(data))
+        _tell_skipped({skipped.path: skipped.reason for skipped in predictions.skipped})
         report = evaluation_report(self, predictions)
         if folder is not None:
             predictions.write_csv(Path(folder) / "predictions.csv")
@@ -286,7 +322,13 @@ class Recognition(GradientTask):
     def _held_out(self, data: str | Path | None) -> ImageSet:
         if data is None:
             if not self.splits:
-                self.splits = self._split(read_images(self.data, channels=self._channels()))
+                splits = self._split(read_images(self.data, channels=self._channels()))
+                if _digest(splits) != self.data_digest:
+                    raise DataError(
+                        f"the images of {self.data} are not those of the training, so which of them were held out "
+                        "cannot be told; give the images to evaluate on by --data"
+                    )
+                self.splits = splits
             return self.splits["test"].with_classes(self.classes)
         sets = read_images(data, channels=self._channels())
         images = next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
@@ -306,13 +348,14 @@ class Recognition(GradientTask):
 
         sets = read_images(list(inputs), channels=self._channels(), labelled=False)
         predictions = self.probabilities(sets["all"])
+        _tell_skipped({skipped.path: skipped.reason for skipped in predictions.skipped})
         predictions.write_csv(Path(folder) / "predictions.csv")
         report = prediction_report(self, predictions)
         report.save(folder)
         return report
 
     def _channels(self) -> int | None:
-        channels = int(self.network.in_channels)  # type: ignore[arg-type]
+        channels = self.network.in_channels
         return channels if channels in (1, 3) else None
 
     def report(self, run: Run) -> Report:
@@ -336,8 +379,9 @@ class Recognition(GradientTask):
             "task": self.name,
             "settings": to_mapping(self),
             "classes": list(self.classes),
-            "channels": int(self.network.in_channels),  # type: ignore[arg-type]
+            "channels": self.network.in_channels,
             "preprocess": to_mapping(self.preprocess),
+            "data_digest": self.data_digest,
         }
         return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
 
@@ -353,12 +397,15 @@ class Recognition(GradientTask):
         if path.is_dir():
             path = Run.open(path).best
             if not path.is_file():
-                raise DataError(f"{source} has no finished epoch yet; go on with it by --resume")
+                raise DataError(
+                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
+                )
         try:
             described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
             task = from_mapping(cls, described["settings"])
             task.classes = tuple(described["classes"])
             task.preprocess = from_mapping(Preprocess, described["preprocess"])
+            task.data_digest = str(described["data_digest"])
             channels = int(described["channels"])
         except (KeyError, TypeError, json.JSONDecodeError):
             raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
@@ -367,3 +414,28 @@ class Recognition(GradientTask):
         task.network.eval()
         return task
 
+
+def _tell_skipped(skipped: Mapping[str, str], shown: int = 3) -> None:
+    """Say on standard error, as a logging warning, which files are left out."""
+    if skipped:
+        some = "; ".join(printable(f"{name}: {reason}") for name, reason in list(skipped.items())[:shown])
+        more = f"; and {len(skipped) - shown} more, listed in the report" if len(skipped) > shown else ""
+        noun = "file is" if len(skipped) == 1 else "files are"
+        logging.getLogger(__name__).warning("%d %s left out: %s%s", len(skipped), noun, some, more)
+
+
+def _shape(images: ImageSet, row: int) -> tuple[int, ...]:
+    try:
+        return images.image(row).shape[:2]
+    except Unreadable:  # the epoch that needs it leaves it out
+        return ()
+
+
+def _digest(splits: Mapping[str, ImageSet]) -> str:
+    """A short text that tells whether images were split in the same way."""
+    digest = hashlib.sha256()
+    for name, images in splits.items():
+        digest.update(f"{name} {len(images)}\n".encode())
+        for image, label in zip(images.names, images.labels, strict=True):
+            digest.update(f"{images.classes[label]}/{image}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]

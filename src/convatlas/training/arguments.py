@@ -31,7 +31,7 @@ class SettingsParser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # A shortened name would be taken for another setting when one more is added.
-        fixed = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": _HelpFormatter}
+        fixed: Any = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": _HelpFormatter}
         super().__init__(*args, **fixed, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

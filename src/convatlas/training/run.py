@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +14,14 @@ import yaml
 
 from convatlas.errors import DataError
 from convatlas.files import write_text
+from convatlas.training.settings import SettingsError
 
-__all__ = ["Run", "from_mapping", "to_mapping"]
+__all__ = ["Run", "check_same_settings", "from_mapping", "to_mapping"]
 
 T = TypeVar("T")
+
+#: What a process leaves that is killed while it writes a file.
+_PARTS = ".*.part"
 
 
 class Run:
@@ -48,11 +53,29 @@ class Run:
             OSError: the folder cannot be written.
         """
         run = cls(folder)
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
-            raise FileExistsError(f"{run.folder} already exists: choose another folder, or go on with it by --resume")
+        run.check_unused()
         header = f"# convatlas train {task} --config {run.config.name}\n"
         write_text(run.config, header + yaml.safe_dump({"task": task, **settings}, sort_keys=False, allow_unicode=True))
         return run
+
+    def check_unused(self) -> None:
+        """Refuse a folder that holds something.
+
+        Raises:
+            FileExistsError: it does.
+        """
+        held = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        if (self.folder.exists() and not self.folder.is_dir()) or set(held) - set(self.folder.glob(_PARTS)):
+            raise FileExistsError(f"{self.folder} already exists: choose another folder, or go on with it by --resume")
+
+    def withdraw(self) -> None:
+        """Take away a run that has nothing but its settings, so that its folder can be used again."""
+        if [path for path in self.folder.rglob("*") if not path.is_dir()] == [self.config]:
+            with suppress(OSError):
+                self.config.unlink()
+                for folder in (self.last.parent, self.folder):
+                    if folder.is_dir():
+                        folder.rmdir()
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -65,7 +88,7 @@ class Run:
         if not run.config.is_file():
             what = "has no config.yaml" if run.folder.is_dir() else "does not exist"
             raise DataError(f"{run.folder} is not a run: it {what}")
-        for part in run.folder.glob("**/.*.part"):  # left by a process that was killed while it wrote
+        for part in run.folder.glob(f"**/{_PARTS}"):
             part.unlink(missing_ok=True)
         return run
 
@@ -78,7 +101,7 @@ class Run:
         try:
             values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.config} is not valid YAML: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{self.config} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or "task" not in values:
             raise DataError(f"{self.config} names no task")
         return values
@@ -102,9 +125,20 @@ class Run:
 
 def to_mapping(settings: Any) -> dict[str, Any]:
     """The fields of a dataclass instance as plain data that YAML can hold."""
-    return {
-        entry.name: _plain(getattr(settings, entry.name)) for entry in dataclasses.fields(settings) if entry.init
-    }
+    return {entry.name: _plain(getattr(settings, entry.name)) for entry in dataclasses.fields(settings) if entry.init}
+
+
+def check_same_settings(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than a run began with.
+
+    Raises:
+        SettingsError: a setting differs.
+    """
+    for name, value in settings.items():
+        if name not in earlier or earlier[name] != value:
+            raise SettingsError(
+                f"a run goes on with the settings it began with: {name} was {earlier.get(name)}, now it is {value}"
+            )
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:

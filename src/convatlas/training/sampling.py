@@ -39,7 +39,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self._epoch = 0
         self._skip = (0, 0)
         if len(self) < 1:
-            raise ValueError(f"{length} samples are too few for a batch of {batch_size} on each of {world_size} devices")
+            raise ValueError(
+                f"{length} samples are too few for a batch of {batch_size} on each of {world_size} devices"
+            )
 
     def __len__(self) -> int:
         whole, rest = divmod(-(-self.length // self.world_size), self.batch_size)

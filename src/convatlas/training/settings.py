@@ -97,7 +97,9 @@ class Training:
         if self.devices != "auto" and self.devices < 1:
             raise ValueError(f"devices must be 'auto' or at least 1, got {self.devices}")
         if self.cooldown_epochs and self.schedule != "cosine":
-            raise ValueError(f"cooldown_epochs must be 0 with the {self.schedule} schedule, got {self.cooldown_epochs:g}")
+            raise ValueError(
+                f"cooldown_epochs must be 0 with the {self.schedule} schedule, got {self.cooldown_epochs:g}"
+            )
         if self.warmup_epochs + self.cooldown_epochs > self.epochs:
             raise ValueError(
                 "warmup_epochs + cooldown_epochs must not be more than epochs, "

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convatlas.catalog import TASKS
-from convatlas.errors import Unsupported, unknown
+from convatlas.errors import Interrupted, Unsupported, unknown
 from convatlas.report import Report
-from convatlas.training.run import Run, from_mapping, to_mapping
+from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 from convatlas.training.settings import Training
 
 __all__ = ["GradientTask", "Task", "open_task", "seed_everything", "split_settings"]
@@ -113,27 +113,49 @@ class GradientTask(Task):
         Args:
             run: folder of the run; new, unless ``resume``.
             training: settings of the training.
-            resume: go on with an interrupted run; the settings must be those it was started with.
+            resume: go on with an interrupted run; the settings must be those it was started with. A finished run
+                gets its report again.
 
         Returns:
             The report, also written as ``report.html`` and ``report.json``.
 
         Raises:
             DataError: the data cannot be used, or ``resume`` is asked of a folder that is not a run.
+            SettingsError: ``resume`` is asked with other settings than those of the run.
             FileExistsError: the folder is not empty and ``resume`` is off.
             Interrupted: the user stopped the run; its state is saved.
+            OSError: a file cannot be written; what was written before is whole.
         """
         from convatlas.training.fit import fit
 
         training = training or Training()
+        settings = {**to_mapping(self), **to_mapping(training)}
+        if resume:
+            opened = Run.open(run)
+            check_same_settings(settings, opened.settings())
+        else:
+            opened = Run(run)
+            opened.check_unused()  # before the data are read, which may take long
         seed_everything(training.seed)
-        opened = Run.open(run) if resume else None
         self.prepare()
-        if opened is None:
-            opened = Run.create(run, self.name, {**to_mapping(self), **to_mapping(training)})
-        fit(self, opened, training)
-        report = self.report(opened)
-        report.save(opened.folder)
+        if not resume:
+            opened = Run.create(run, self.name, settings)
+        how = f"go on with 'convatlas train {self.name} --resume {opened.folder}'"
+        try:
+            fit(self, opened, training)
+            report = self.report(opened)
+            report.save(opened.folder)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; {how}", 130) from None
+        except Interrupted:
+            raise
+        except OSError as error:
+            opened.withdraw()
+            what = f"{error.strerror or error}; {how}" if opened.config.exists() else error.strerror or str(error)
+            raise OSError(error.errno, what, error.filename or str(opened.folder)) from error
+        except Exception:
+            opened.withdraw()
+            raise
         return report
 
 
