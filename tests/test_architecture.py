@@ -27,7 +27,7 @@ ROOT = PACKAGE.parents[1]
 #: other; those of one set are one room.
 FLOORS: list[list[set[str]]] = [
     [{"errors", "files"}],
-    [{"catalog"}, {"report", "report_figures", "report_terminal"}, {"data"}, {"ops"}],
+    [{"catalog"}, {"report"}, {"data"}, {"ops"}],
     [{"weights", "checkpoint", "layouts", "safe_pickle", "sources"}],
     [{"nn", "surgery", "cost", "hooks"}],
     [{"networks"}],

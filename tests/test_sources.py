@@ -257,6 +257,7 @@ def test_hub_offline_by_name_and_by_choice(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--owner--name" / "snapshots" / COMMIT
     assert offline("hf://owner/name", tmp_path) == (True, str(snapshot / "model.safetensors"))
     assert offline("hf://owner/name@main/old/net.pth", tmp_path) == (True, str(snapshot / "old" / "net.pth"))
+    assert offline(f"hf://owner/name#sha256={hashlib.sha256(b'1').hexdigest()}", tmp_path)[0]
     found, text = offline("hf://owner/name/none.pth", tmp_path)
     assert not found
     assert "not in the local cache, and the hub cannot be reached" in text

@@ -6,8 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import pickle
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convatlas.errors import CheckpointError, MissingExtra, UnknownName, UnsafeCheckpoint
+from convatlas.errors import CheckpointError, UnknownName, UnsafeCheckpoint
 from convatlas.ops.position import resize_position_embedding
 from convatlas.weights import Layout, LoadReport, convert, load_weights, read_checkpoint, save_weights
 
@@ -434,12 +432,15 @@ def test_channels_last_stays() -> None:
 
 
 def test_complex_weights(tmp_path: Path) -> None:
-    source, model = nn.Linear(2, 3).to(torch.complex64), nn.Linear(2, 3).to(torch.complex64)
+    source, model, real = (
+        nn.ParameterDict({"a": torch.randn(3, dtype=dtype), "b": torch.randn(2, 3, dtype=dtype)})
+        for dtype in (torch.complex64, torch.complex64, torch.float32)
+    )
     save_weights(source, tmp_path / "x.safetensors")
     load_weights(model, tmp_path / "x.safetensors")
     assert equal(model, source)
-    with pytest.raises(CheckpointError, match="2 complex for real parameters: weight, bias"):
-        load_weights(nn.Linear(2, 3), source.state_dict())
+    with pytest.raises(CheckpointError, match="2 complex for real parameters: a, b"):
+        load_weights(real, source.state_dict())
 
 
 def test_nan_is_noted() -> None:
@@ -468,7 +469,7 @@ def test_wrapped_models() -> None:
 def test_models_without_memory() -> None:
     with torch.device("meta"):
         model = Net()
-    with pytest.raises(ValueError, match=r"stem\.weight is on the meta device: build it on a real device"):
+    with pytest.raises(ValueError, match=r"gate is on the meta device: build it on a real device"):
         load_weights(model, Net().state_dict())
     with pytest.raises(ValueError, match="has no shape yet: run one batch through it first"):
         load_weights(nn.LazyLinear(3), nn.Linear(2, 3).state_dict())
@@ -507,8 +508,8 @@ def test_saving_refuses(tmp_path: Path) -> None:
         save_weights(Net(), tmp_path / "x.pth")
     with pytest.raises(ValueError, match="metadata must map text to text"):
         save_weights(Net(), tmp_path / "x.safetensors", metadata={"epoch": 3})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match=r"cannot hold complex128 \(weight, bias\)"):
-        save_weights(nn.Linear(1, 1).to(torch.complex128), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"cannot hold complex128 \(a\)"):
+        save_weights(nn.ParameterDict({"a": torch.zeros(1, dtype=torch.complex128)}), tmp_path / "x.safetensors")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         save_weights(Net(), tmp_path / "file" / "x.safetensors")
@@ -574,57 +575,7 @@ def test_convert_asks_for_the_part(tmp_path: Path) -> None:
         convert(tmp_path / "x.pth", tmp_path / "y.onnx")
 
 
-# Reading
-
-
-def test_formats_are_told_from_the_content(tmp_path: Path) -> None:
-    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
-    arrays = {key: value.numpy() for key, value in state.items()}
-    save_file(state, tmp_path / "0.bin", metadata={"note": "x"})
-    torch.save(state, tmp_path / "1.safetensors")
-    torch.save(state, tmp_path / "2.pkl", _use_new_zipfile_serialization=False)
-    (tmp_path / "3.pth").write_bytes(pickle.dumps(arrays))
-    (tmp_path / "4.bin").write_bytes(pickle.dumps(arrays, protocol=0))
-    with open(tmp_path / "5.pt", "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    with open(tmp_path / "6.h5", "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    for path in sorted(tmp_path.iterdir()):
-        parts = read_checkpoint(path).parts
-        assert list(parts) == [""], path
-        assert all(torch.equal(parts[""][key], value) for key, value in state.items()), path
-    assert read_checkpoint(tmp_path / "0.bin").metadata == {"note": "x"}
-
-
-def test_hdf5(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "model.h5", "w") as file:
-        file["conv3d/conv3d/kernel:0"] = np.arange(6, dtype=np.float32).reshape(1, 6)
-        file["conv3d/conv3d/names"] = "text"
-        file["optimizer_weights/adam/m"] = np.zeros(3)
-        file.attrs["backend"] = "tensorflow"
-    checkpoint = read_checkpoint(tmp_path / "model.h5")
-    assert list(checkpoint.parts[""]) == ["conv3d.conv3d.kernel:0"]
-    assert checkpoint.parts[""]["conv3d.conv3d.kernel:0"].tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert checkpoint.metadata == {"backend": "tensorflow"}
-
-
-def test_hdf5_without_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(
-        MissingExtra, match=r"reading x\.h5 \(HDF5\) needs the package h5py: pip install 'convatlas\[hdf5"
-    ):
-        read_checkpoint(tmp_path / "x.h5")
-
-
-def test_metadata_and_content_of_a_pickle(tmp_path: Path) -> None:
-    content = {"net": {"w": torch.ones(1)}, "epoch": 90, "arch": "resnet", "args": argparse.Namespace(lr=0.1)}
-    torch.save(content, tmp_path / "x.pth")
-    checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert checkpoint.metadata == {"epoch": "90", "arch": "resnet"}
-    assert checkpoint.content["args"].contents() == {"lr": 0.1}  # type: ignore[index]
-    assert checkpoint.source == str(tmp_path / "x.pth")
+# From files
 
 
 def test_whole_pickled_module(tmp_path: Path) -> None:
@@ -649,86 +600,3 @@ def test_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
             load_weights(model, tmp_path / "x")
     assert not (tmp_path / "marker").exists()
     assert before.same()
-
-
-def test_arrays_of_objects_in_npz(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", a=np.array([{"x": 1}], dtype=object))
-    with pytest.raises(CheckpointError, match="allow_pickle=False"):
-        read_checkpoint(tmp_path / "x.npz")
-
-
-def _scripted(path: Path) -> None:
-    with pytest.warns(DeprecationWarning):
-        torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), str(path))  # type: ignore[no-untyped-call]
-
-
-def _written(data: bytes) -> Callable[[Path], Any]:
-    return lambda path: path.write_bytes(data)
-
-
-def _cut(save: Callable[[Path], Any], share: float) -> Callable[[Path], Any]:
-    def write(path: Path) -> None:
-        save(path)
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(share * len(whole))])
-
-    return write
-
-
-BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing": (lambda path: None, "does not exist"),
-    "folder": (lambda path: path.mkdir(), "is a folder; give the checkpoint file"),
-    "empty": (_written(b""), "is empty"),
-    "text": (_written(b"hello, this is a readme\n" * 100), "is a text file, not a checkpoint"),
-    "umlauts": (_written("grüße\n".encode() * 1000), "is a text file, not a checkpoint"),
-    "json": (_written(b'{"weight_map": {}}'), "is a text file, not a checkpoint"),
-    "noise": (_written(bytes(range(255, 0, -1)) * 4), "is of no known format, not a checkpoint"),
-    "lfs": (
-        _written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
-        "is a Git LFS pointer, not the file itself: download the real file",
-    ),
-    "web page": (_written(b"\n<!DOCTYPE html><html>sign in</html>"), "is a web page, not a checkpoint"),
-    "gzip": (_written(b"\x1f\x8b\x08\x00" + bytes(20)), "is compressed with gzip: unpack it first"),
-    "tar": (_written(bytes(257) + b"ustar" + bytes(600)), "is a tar archive: unpack it"),
-    "torchscript": (_scripted, r"is a TorchScript archive, which is a program .* torch\.jit\.load\(path\)\.state_dict"),
-    "cut zip": (_cut(lambda path: torch.save({"a": torch.zeros(99)}, path), 0.6), "zip archive that was cut off"),
-    "cut legacy": (
-        _cut(lambda path: torch.save({"a": torch.zeros(99)}, path, _use_new_zipfile_serialization=False), 0.8),
-        "it ends in the middle of a tensor|it is shorter than its tensors",
-    ),
-    "cut safetensors": (
-        _cut(lambda path: save_file({"a": torch.zeros(99)}, path), 0.6),
-        "is no whole safetensors file",
-    ),
-    "huge header": (
-        _written((2**40).to_bytes(8, "little") + b'{"a":1}' * 9),
-        "is cut off: its header should have 1099",
-    ),
-    "bad header": (_written((9).to_bytes(8, "little") + b'{"a":nope}'), "is no whole safetensors file"),
-    "other zip": (_written(b"PK\x05\x06" + bytes(18)), "is a zip archive without a checkpoint"),
-    "cut hdf5": (_written(b"\x89HDF\r\n\x1a\n" + bytes(50)), "cannot be read|is damaged"),
-    "one tensor": (lambda path: torch.save(torch.ones(3), path), "holds no weights"),
-    "only numbers": (lambda path: torch.save({"epoch": 3, "name": "x"}, path), "holds no weights"),
-    "pickled text": (_written(pickle.dumps("hello")), "holds no weights"),
-    "broken pickle": (_written(b"\x80\x04garbage"), "cannot be read as a pickled checkpoint"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_one_clear_error(name: str, tmp_path: Path) -> None:
-    if name == "cut hdf5":
-        pytest.importorskip("h5py")
-    write, message = BAD[name]
-    write(tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load_weights(Net(), tmp_path / "x.pth")
-    assert "x.pth" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file(tmp_path: Path) -> None:
-    path = save_weights(Net(), tmp_path / "x.safetensors")
-    path.chmod(0)
-    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
-        read_checkpoint(path)

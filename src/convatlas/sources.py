@@ -24,7 +24,7 @@ __all__ = ["WEIGHT_SUFFIXES", "locate"]
 #: Suffixes of files that may hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".npz", ".h5", ".hdf5")
 
-_HUB = re.compile(r"hf://(?P<repo>[^/@#]+/[^/@#]+)(@(?P<revision>[^/#]+))?(/(?P<file>[^#]+))?")
+_HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 20
 
@@ -34,20 +34,32 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
     Args:
         source: a path; ``hf://owner/name[@revision][/file]``, where a repository without a file name must have
-            ``model.safetensors``, ``pytorch_model.bin`` or one weight file only; or ``https://...``, to which
-            ``#sha256=...`` (the whole hash or its beginning) may be added. ``http://`` is read from this machine only.
+            ``model.safetensors``, ``pytorch_model.bin`` or one weight file only; or ``https://...`` (``http://`` is
+            read from this machine only). ``#sha256=...``, the whole hash or its beginning, may be added to both.
 
     Raises:
         CheckpointError: there is no such file, or it cannot be fetched or differs from its hash.
     """
     text = os.fspath(source)
-    if text.startswith("hf://"):
-        return _from_hub(text)
-    if re.match(r"https?://", text):
-        return _from_web(text)
-    if "://" in text:
+    if "://" not in text:
+        return _local_file(Path(text).expanduser())
+    address, _, fragment = text.partition("#")
+    expected = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
+    if fragment and expected is None:
+        raise CheckpointError(f"{text}: expected #sha256= and 8 to 64 hexadecimal digits")
+    if address.startswith("hf://"):
+        path = _from_hub(address)
+    elif re.match(r"https?://", address):
+        path = _from_web(address)
+    else:
         raise CheckpointError(f"{text}: a source is a path, hf://owner/name or https://..., nothing else")
-    return _local_file(Path(text).expanduser())
+    if expected is not None:
+        with open(path, "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if not actual.startswith(expected[1].lower()):
+            path.unlink()
+            raise CheckpointError(f"{path.name}: its sha256 is {actual}, not {expected[1]}; the file was removed")
+    return path
 
 
 def _local_file(path: Path) -> Path:
@@ -113,18 +125,14 @@ def _choose(source: str, names: Iterable[str]) -> str:
     return weights[0]
 
 
-def _from_web(source: str) -> Path:
+def _from_web(address: str) -> Path:
     import torch.hub
 
-    address, _, fragment = source.partition("#")
     try:
         url = urlsplit(address)
         _ = url.port
     except ValueError as error:
         raise CheckpointError(f"{address} is no address: {error}") from error
-    expected = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
-    if fragment and expected is None:
-        raise CheckpointError(f"{source}: expected #sha256= and 8 to 64 hexadecimal digits")
     _check_scheme(url)
     name = re.sub(r"[^\w.+-]", "_", unquote(PurePosixPath(url.path).name)) or "weights"
     # Many files are called model.pth: the address itself tells them apart.
@@ -132,11 +140,6 @@ def _from_web(source: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}-{name}"
     if not target.is_file():
         _download(url, target)
-    if expected is not None:
-        actual = _sha256(target)
-        if not actual.startswith(expected[1].lower()):
-            target.unlink()
-            raise CheckpointError(f"{_shown(url)}: its sha256 is {actual}, not {expected[1]}; the file was removed")
     return target
 
 
@@ -206,8 +209,3 @@ def _shown(url: SplitResult) -> str:
     """The address without name, password and query, which may be secret."""
     port = f":{url.port}" if url.port else ""
     return f"{url.scheme}://{url.hostname}{port}{url.path}"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,11 +24,10 @@ def test_the_same_grid_changes_nothing() -> None:
     assert torch.equal(resize_position_embedding(embedding, (4, 4), num_prefix_tokens=1), embedding)
 
 
-def test_constant_and_linear_embeddings_are_kept() -> None:
-    ramp = torch.arange(8, dtype=torch.float64).expand(8, 8)[None, None]
-    resized = resize_position_embedding(ramp, (8, 16))
-    inner = resized[0, 0, 0, 4:12]
-    torch.testing.assert_close(inner.diff(), torch.full((7,), 0.5, dtype=torch.float64))
+def test_constants_are_kept_and_mirrors_stay_mirrors() -> None:
+    maps = torch.randn(1, 2, 4, 4)
+    mirrored = resize_position_embedding(maps.flip(3), (7, 9))
+    torch.testing.assert_close(mirrored.flip(3), resize_position_embedding(maps, (7, 9)))
     constant = torch.full((1, 9, 2), 3.0)
     torch.testing.assert_close(resize_position_embedding(constant, (7, 5)), torch.full((1, 35, 2), 3.0))
 

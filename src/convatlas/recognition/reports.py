@@ -116,11 +116,10 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
     cost = _cost_table(tasks, runs)
     cost_of = {str(row[0]): row for row in cost.rows}
     names = list(next(iter(measured.values())))
-    rows_of_quality: list[list[Cell]] = [[name, *measured[name].values()] for name in tasks]
     table = Table(
         "Quality on the same held-out images",
         ["model", *names],
-        rows_of_quality,
+        [[name, *measured[name].values()] for name in tasks],
         highlight={name: "min" if name.startswith("cross-entropy") else "max" for name in names},
     )
     pareto = Scatter(
@@ -201,7 +200,7 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
 
 def _data_table(task: Recognition) -> Table:
-    rows = [[name, len(images)] for name, images in task.splits.items()]
+    rows: list[list[Cell]] = [[name, len(images)] for name, images in task.splits.items()]
     caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."

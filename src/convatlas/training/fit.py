@@ -155,7 +155,10 @@ class _Module(L.LightningModule):
         self.shared.task.score(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        measured = self.val_metrics.compute()
+        self.log_dict(measured)
+        metric = self.shared.task.monitor[0]
+        self.log(metric.removeprefix("val_"), measured[metric], prog_bar=True)  # one, and short: a line has 80 columns
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.network, self.training_settings)

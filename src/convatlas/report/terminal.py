@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from convatlas.report import Bars, Claim, Files, Images, Note, Part, Report, Table, column_text, printable
+from convatlas.report.parts import Bars, Claim, Files, Images, Note, Part, Table, column_text, printable
+
+if TYPE_CHECKING:
+    from convatlas.report.document import Report
 
 __all__ = ["print_report"]
 

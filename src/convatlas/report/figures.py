@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from convatlas.report import Bars, Heatmap, Lines, Scatter, column_text, printable
+from convatlas.report.parts import Bars, Heatmap, Lines, Scatter, column_text, printable
 
 __all__ = ["Drawing", "draw", "line_style", "picture"]
 
