@@ -156,6 +156,15 @@ def test_unreadable_file(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_whole_pickled_module(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2)))
+    module.register_buffer("scratch", torch.ones(2), persistent=False)
+    torch.save({"model": module, "epoch": 1}, tmp_path / "x.pt")
+    part = read_checkpoint(tmp_path / "x.pt").parts["model"]
+    assert {key: value.shape for key, value in part.items()} == {k: v.shape for k, v in module.state_dict().items()}
+    assert all(torch.equal(value, part[key]) for key, value in module.state_dict().items())
+
+
 def test_parts_of_nested_containers() -> None:
     weights = {"w": torch.ones(2), "b": np.zeros(3)}
     content: dict[Any, Any] = {
@@ -177,6 +186,7 @@ def test_parts_of_nested_containers() -> None:
     assert list(parts["old"]) == ["w"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_values_that_are_no_plain_tensors() -> None:
     found = find_parts(
         {

@@ -97,7 +97,7 @@ def test_nothing_is_run(name: str, form: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     attack = attacks(marker)[name]
     path = write({"state_dict": {"weight": torch.ones(2)}, "epoch": attack}, tmp_path / "evil.pth", form)
-    with pytest.raises(UnsafeCheckpoint, match=r"asks to call [\w.]+; nothing of it was run"):
+    with pytest.raises(UnsafeCheckpoint, match=r"asks to call [\w.]+; refused, nothing of it was run"):
         load_pickle(path)
     assert not marker.exists()
 
@@ -110,7 +110,7 @@ def test_the_attack_is_real(tmp_path: Path) -> None:
 
 def test_the_refused_name_is_said(tmp_path: Path) -> None:
     path = write(Reduced(os.system, ("true",)), tmp_path / "evil.pth", "zip")
-    with pytest.raises(UnsafeCheckpoint, match=r"evil\.pth is refused: it asks to call (posix|nt)\.system"):
+    with pytest.raises(UnsafeCheckpoint, match=r"evil\.pth asks to call (posix|nt)\.system; refused"):
         load_pickle(path)
 
 
@@ -130,6 +130,8 @@ RAW = {
     "obj": b"(cos\nsystem\nVtrue\no.",
     "dotted name": b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93.",
     "dotted in a module": b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
+    "change a class": b"ccollections\nOrderedDict\n(N}Vkeys\nI1\nstb.",
+    "change an inert class": b"csomeproject\nThing\n(N}Vkeys\nI1\nstb.",
     "change a reader function": b"ctorch._utils\n_rebuild_parameter\n(N}Vx\nI1\nstb.",
     "codec": b"c_codecs\nencode\n(Vx\nVzip\ntR.",
 }
@@ -144,7 +146,6 @@ def test_hand_written_programs_are_refused(name: str, tmp_path: Path) -> None:
 
 
 HARMLESS_ERRORS = {
-    "change a class": b"ccollections\nOrderedDict\n(N}Vkeys\nI1\nstb.",
     "unknown persistent id": b"Psecret\n.",
     "no such object": b"\x80\x02h\x05.",
     "stops early": b"\x80\x02}q\x00X\x05",
@@ -161,8 +162,6 @@ def test_nonsense_is_one_clear_error(name: str, tmp_path: Path) -> None:
     path.write_bytes(HARMLESS_ERRORS[name])
     with pytest.raises(CheckpointError, match=r"bad\.pkl cannot be read as a pickled checkpoint"):
         load_pickle(path)
-    assert collections.OrderedDict.keys is not None
-    assert callable(collections.OrderedDict.keys)
 
 
 def test_calls_of_inert_classes_do_nothing(tmp_path: Path) -> None:
@@ -333,6 +332,14 @@ def test_lying_arrays_are_refused(shape: tuple[int, ...], kind: str, flags: int,
     (tmp_path / "x.pkl").write_bytes(numpy_program(shape, kind, flags, data))
     with pytest.raises(CheckpointError, match="numpy array"):
         load_pickle(tmp_path / "x.pkl")
+
+
+def test_tensors_cannot_be_changed_after_they_were_checked(tmp_path: Path) -> None:
+    tensor = torch.zeros(2)
+    remake, arguments = tensor.__reduce_ex__(2)[:2]
+    path = write({"w": Reduced(remake, arguments, (tensor, 0, (1000,), (1,)))}, tmp_path / "x.pth", "zip")
+    with pytest.raises(UnsafeCheckpoint, match="asks to change a Tensor"):
+        load_pickle(path)
 
 
 def edited_zip(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:

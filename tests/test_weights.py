@@ -222,6 +222,20 @@ def test_averaged_copy_goes_first() -> None:
     assert equal(model, plain)
 
 
+def test_lightning_keeps_the_average_as_the_state(tmp_path: Path) -> None:
+    plain, averaged, model = Net(), Net(), Net()
+    content = {
+        "state_dict": under("network.", averaged.state_dict()),
+        "current_model_state": under("network.", plain.state_dict()),
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    report = load_weights(model, tmp_path / "last.ckpt")
+    assert (report.part, report.prefix) == ("state_dict", "network.")
+    assert equal(model, averaged)
+    assert "current_model_state.network would fit as well" in report.summary()
+
+
 def test_two_networks_of_different_shape(tmp_path: Path) -> None:
     generator, discriminator = Net(5), ViT()
     torch.save({"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}, tmp_path / "gan.pt")
@@ -450,12 +464,6 @@ def test_nan_is_noted() -> None:
     assert "1 with NaN or infinity: gate" in report.summary()
 
 
-def test_numpy_arrays_as_values() -> None:
-    source, model = Net(), Net()
-    load_weights(model, {key: value.numpy() for key, value in source.state_dict().items()})
-    assert equal(model, source)
-
-
 def test_wrapped_models() -> None:
     source = Net()
     inside, compiled = Net(), torch.compile(Net(), backend="eager")
@@ -575,18 +583,6 @@ def test_convert_asks_for_the_part(tmp_path: Path) -> None:
         convert(tmp_path / "x.pth", tmp_path / "y.onnx")
 
 
-# From files
-
-
-def test_whole_pickled_module(tmp_path: Path) -> None:
-    source = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    source.register_buffer("scratch", torch.ones(2), persistent=False)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    torch.save({"model": source, "epoch": 1}, tmp_path / "x.pt")
-    assert load_weights(model, tmp_path / "x.pt").part == "model"
-    assert equal(model, source)
-
-
 def test_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
@@ -596,7 +592,7 @@ def test_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
     before = Snapshot(model)
     for zipped in (True, False):
         torch.save({"model": Net().state_dict(), "x": Evil()}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UnsafeCheckpoint, match=r"asks to call posix\.system; nothing of it was run"):
+        with pytest.raises(UnsafeCheckpoint, match=r"x asks to call posix\.system; refused, nothing of it was run"):
             load_weights(model, tmp_path / "x")
     assert not (tmp_path / "marker").exists()
     assert before.same()

@@ -22,6 +22,7 @@ _PREFIX_DEPTH = 4
 # What torch.compile, FSDP and activation checkpointing put into keys.
 _INSERTED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"(.*[._])?ema([._].*)?")
+_LIGHTNING_UNAVERAGED = "current_model_state"  # beside it, the state_dict of the file holds the average
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def best_candidate(
     equal = [candidate for candidate in candidates if candidate.score == best]
     equal = [candidate for candidate in equal if candidate.layout == equal[0].layout]
     averaged = [candidate for candidate in equal if _AVERAGE.fullmatch(candidate.place)]
+    if not averaged and any(candidate.part == _LIGHTNING_UNAVERAGED for candidate in equal):
+        averaged = [candidate for candidate in equal if candidate.part != _LIGHTNING_UNAVERAGED]
     first, *rest = averaged or equal
     rivals = [other.place for other in rest if not _same(other.state, first.state)]
     if rivals and 2 * best[0] >= len(target.values):

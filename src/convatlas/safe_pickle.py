@@ -118,7 +118,7 @@ class Inert:
 
 
 class _Step:
-    """A callable that pickles may use. It is our own code, and a pickle can neither read nor change it."""
+    """A callable that pickles may use: our own code."""
 
     __slots__ = ("_function",)
 
@@ -127,9 +127,6 @@ class _Step:
 
     def __call__(self, *arguments: object) -> object:
         return self._function(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise UnsafeCheckpoint("it asks to change a function")
 
 
 class _ArrayType:
@@ -187,7 +184,7 @@ def _scalar(kind: _ArrayType, data: object = b"") -> object:
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "utf-8", "ascii"):
-        raise UnsafeCheckpoint(f"it asks for the codec {encoding!r}")
+        raise UnsafeCheckpoint(f"for the codec {encoding!r}")
     return text.encode(encoding)
 
 
@@ -268,7 +265,18 @@ class _Reader(pickle._Unpickler):
         length = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(length)))
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+    def load_build(self: Any) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Inert | _Array | _ArrayType):
+            target.__setstate__(state)
+        elif type(target) is not collections.OrderedDict:  # whose only state is the versions of its modules
+            raise UnsafeCheckpoint(f"to change a {type(target).__name__}")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.BUILD[0]: load_build,
+    }
 
     def __init__(self, stream: IO[bytes], storage: Callable[..., Tensor] | None = None) -> None:
         super().__init__(stream, encoding="latin1")
@@ -286,7 +294,7 @@ class _Reader(pickle._Unpickler):
         else:
             inert = package not in sys.stdlib_module_names or _INERT_STANDARD.fullmatch(full) is not None
         if not inert:
-            raise UnsafeCheckpoint(f"it asks to call {full}")
+            raise UnsafeCheckpoint(f"to call {full}")
         return self.inert.setdefault(full, type("Inert", (Inert,), {"pickled_name": full}))
 
     def persistent_load(self, identity: Any) -> Any:
@@ -312,7 +320,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
         try:
             return _load(file)
         except UnsafeCheckpoint as error:
-            raise UnsafeCheckpoint(f"{path} is refused: {error}; nothing of it was run") from None
+            raise UnsafeCheckpoint(f"{path} asks {error}; refused, nothing of it was run") from None
         except Exception as error:  # damaged or hostile bytes can raise anything
             reason = str(error) or type(error).__name__
             raise CheckpointError(f"{path} cannot be read as a pickled checkpoint: {reason}") from error

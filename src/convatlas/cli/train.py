@@ -90,7 +90,7 @@ def built(parser: SettingsParser, arguments: Any, cls: type[Any]) -> tuple[Any, 
     """
     from convatlas.training.settings import Training
 
-    values = vars(parser.instantiate_classes(arguments))
+    values = vars(parser.instantiate(arguments))
     if values["task"] != cls.name:
         raise UsageError(f"these are settings of the task {values['task']}, not of {cls.name}")
     task = cls(**{entry.name: values[entry.name] for entry in dataclasses.fields(cls) if entry.init})

@@ -151,7 +151,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
     parser = SettingsParser()
     parser.add_class_arguments(cls)
-    parsed = parser.instantiate_classes(parser.parse_object(dict(values)))
+    parsed = parser.instantiate(parser.parse_object(dict(values)))
     return cls(**vars(parsed))
 
 

@@ -1,0 +1,285 @@
+"""What the experiments on image classifiers share: short trainings on real digits, full ones by published recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from convatlas.data.images import ImageSet, read_images, stratified_split
+from convatlas.data.transforms import Preprocess
+from convatlas.errors import CheckpointError, Unsupported, unknown
+from convatlas.networks.registry import create_model
+from convatlas.recognition.reports import quality
+from convatlas.recognition.task import Recognition
+from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
+from convatlas.training.measure import count_parameters, provenance
+from convatlas.training.optim import learning_rate, make_optimizer
+from convatlas.training.run import Run, to_mapping
+from convatlas.training.settings import Training
+from convatlas.training.task import seed_everything, split_settings
+
+__all__ = [
+    "IMAGENET_CLASSES",
+    "FullRun",
+    "Trained",
+    "accuracy_differences",
+    "accuracy_parts",
+    "compare",
+    "device",
+    "finished",
+    "full_parts",
+    "progress",
+    "published_accuracy",
+    "recipe_settings",
+    "resolved",
+    "train_by_recipe",
+]
+
+#: Classes of ImageNet-1K, which every published top-1 accuracy refers to.
+IMAGENET_CLASSES = 1000
+
+
+def device() -> torch.device:
+    """Where the experiments run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error; the function that it yields says what is under way and advances by one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    hidden = os.environ.get("CONVATLAS_PROGRESS", "1") == "0"
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("preparing", total=total)
+        yield lambda doing: bar.update(task, advance=1, description=doing)
+
+
+# -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------
+
+
+class _Digits(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+class Trained(NamedTuple):
+    """A short training: parameters of the network, accuracy on the test images in %, mean loss of each epoch."""
+
+    parameters: int
+    accuracy: float
+    losses: list[float]
+
+
+def compare(
+    networks: Mapping[str, Callable[[], nn.Module]],
+    training: Training,
+    *,
+    seeds: Sequence[int],
+    train_fraction: float,
+    advance: Callable[[str], None],
+) -> dict[str, list[Trained]]:
+    """Train every network on the digits with every seed; one result a seed.
+
+    A seed decides the split, the order and the initialisation, so that results of one seed are pairs. The accuracy is
+    that of the last epoch: nothing is chosen on the test images.
+
+    Args:
+        networks: what to build, by name; images are (B, 1, 32, 32), classes 10.
+        training: epochs, batch size, optimizer and learning rates.
+        seeds: of the repetitions.
+        train_fraction: share of the 1797 digits that is trained on; the others are the test images.
+        advance: called after every epoch.
+    """
+    trained: dict[str, list[Trained]] = {name: [] for name in networks}
+    for seed in seeds:
+        data = _digits(train_fraction, seed)
+        for name, build in networks.items():
+            seed_everything(seed)
+            settings = dataclasses.replace(training, seed=seed)
+            trained[name].append(_train(build(), data, settings, lambda name=name: advance(f"training {name}")))  # type: ignore[misc]
+    return trained
+
+
+def _digits(train_fraction: float, seed: int) -> _Digits:
+    parts = {"train": train_fraction, "test": 1 - train_fraction}
+    sets = stratified_split(read_images("digits")["all"], parts, seed)
+    preprocess = Preprocess(size=32, mean=(0.5,), std=(0.25,), interpolation="bicubic", crop=1.0)
+    tensors = []
+    for images in sets.values():
+        tensors.append(torch.stack([preprocess(images.image(index)) for index in range(len(images))]))
+        tensors.append(torch.from_numpy(images.labels))
+    return _Digits(*(tensor.to(device()) for tensor in tensors))
+
+
+def _train(network: nn.Module, data: _Digits, training: Training, advance: Callable[[], None]) -> Trained:
+    # The format in which depthwise and 1x1 convolutions of this size are fastest.
+    network = network.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = data.images.contiguous(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, training)
+    steps = -(-len(images) // training.batch_size)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate(training, step, steps) / training.lr)
+    order = torch.Generator().manual_seed(training.seed)
+    losses = []
+    for _ in range(training.epochs):
+        total = 0.0
+        for batch in torch.randperm(len(images), generator=order).split(training.batch_size):
+            loss = F.cross_entropy(network(images[batch]), data.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        losses.append(total / steps)
+        advance()
+    network.eval()
+    with torch.inference_mode():
+        right = network(data.test_images).argmax(1) == data.test_labels
+    return Trained(count_parameters(network), 100 * right.double().mean().item(), losses)
+
+
+def accuracy_differences(first: Sequence[Trained], second: Sequence[Trained]) -> list[float]:
+    """Accuracy of the first less that of the second, in points, seed by seed."""
+    return [a.accuracy - b.accuracy for a, b in zip(first, second, strict=True)]
+
+
+def resolved(differences: Sequence[float]) -> bool:
+    """Whether the mean of one difference a seed is at least twice its standard error."""
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return abs(statistics.mean(differences)) >= 2 * error
+
+
+def accuracy_parts(trained: Mapping[str, Sequence[Trained]], seeds: Sequence[int], *, caption: str) -> list[Part]:
+    """A table of every accuracy, and the curves of the training loss."""
+    rows: list[list[Cell]] = []
+    for name, results in trained.items():
+        accuracies = [result.accuracy for result in results]
+        rows.append([name, results[0].parameters, *accuracies, statistics.mean(accuracies)])
+    columns = ["network", "parameters", *(f"seed {seed} [%]" for seed in seeds), "mean [%]"]
+    curves = {}
+    for name, results in trained.items():
+        losses = [statistics.mean(values) for values in zip(*(result.losses for result in results), strict=True)]
+        curves[name] = (range(1, 1 + len(losses)), losses)
+    return [
+        Table("Accuracy on the test images", columns, rows, caption, {"mean [%]": "max"}),
+        Lines("Training loss, mean of the seeds", "epoch", "cross-entropy [nats]", curves, log_y=True),
+    ]
+
+
+# -- full: the paper's recipe on the user's images ---------------------------------------------------------------------
+
+
+class FullRun(NamedTuple):
+    """A finished training by recipe: the task, its run folder, and the best validation accuracy in %."""
+
+    task: Recognition
+    run: Run
+    top1: float
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """The settings of a published recipe, as ``convatlas train recognition --recipe NAME`` reads them.
+
+    Raises:
+        UnknownName: there is no such recipe.
+    """
+    folder = resources.files("convatlas.recognition").joinpath("recipes")
+    files = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    if name not in files:
+        raise unknown("recipe of recognition", name, files)
+    settings: dict[str, Any] = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    return settings
+
+
+def train_by_recipe(recipe: str, folder: str | Path, **settings: Any) -> FullRun:
+    """Train a recognition task by a recipe into a run folder; goes on with the run that the folder holds.
+
+    Args:
+        recipe: name of the recipe.
+        folder: of the run.
+        settings: fields of `Recognition` and `Training` that differ from the recipe, at least ``data``.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+        Interrupted: the user stopped the run; the same call goes on with it.
+    """
+    task, training = split_settings(Recognition, {**recipe_settings(recipe), **settings})
+    resume = Run(folder).config.is_file()
+    asked = {"task": task.name, **to_mapping(task), **to_mapping(training)}
+    if resume and Run.open(folder).settings() != asked:
+        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
+    task.fit(folder, training, resume=resume)
+    run = Run.open(folder)
+    return FullRun(task, run, 100 * max(row["val_accuracy"] for row in run.read_metrics()))
+
+
+def published_accuracy(model: str, images: ImageSet) -> float | str:
+    """Top-1 accuracy of a model's published weights in %, or why it cannot be measured.
+
+    Args:
+        model: name of the network.
+        images: labelled with the classes of ImageNet-1K in their usual order, that of the folders' names.
+    """
+    if len(images.classes) != IMAGENET_CLASSES:
+        return f"the images have {len(images.classes)} classes, the weights {IMAGENET_CLASSES}"
+    task = Recognition(model=model)
+    try:
+        task.network = create_model(model, weights="published", in_channels=images.channels).to(device())
+    except (CheckpointError, Unsupported, OSError) as error:
+        return str(error)
+    config: Any = task.network.config
+    task.classes, task.preprocess = images.classes, config.preprocess
+    return 100 * quality(task.probabilities(images))["accuracy"]
+
+
+def full_parts(runs: Mapping[str, FullRun], weights: Mapping[str, float | str], published: Mapping[str, float]) -> list[Part]:
+    """Tables, curves and links of trainings by recipe and of the published weights, beside the published top-1 in %.
+
+    Args:
+        runs: the trainings, by model; each lies in a folder of its model's name below the report's.
+        weights: what `published_accuracy` gave, by model.
+        published: top-1 accuracy on ImageNet-1K in %, by model.
+    """
+    trained: list[list[Cell]] = []
+    curves = {}
+    for model, (task, run, top1) in runs.items():
+        rows = run.read_metrics()
+        curves[model] = ([row["epoch"] for row in rows], [100 * row["val_accuracy"] for row in rows])
+        seconds = sum(row["seconds"] for row in rows)
+        trained.append([model, count_parameters(task.network), top1, published[model], seconds / 3600])
+    loaded: list[list[Cell]] = [
+        [model, *((value, published[model], "") if isinstance(value, float) else (None, published[model], value))]
+        for model, value in weights.items()
+    ]
+    return [
+        Table("Trained here", ["model", "parameters", "top-1 [%]", "published [%]", "training [h]"], trained),
+        Lines("Validation accuracy", "epoch", "top-1 [%]", curves),
+        Table("Published weights", ["model", "top-1 [%]", "published [%]", "why not measured"], loaded),
+        Files("Runs", {f"report of {model}": f"{model}/report.html" for model in runs}),
+    ]
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def finished(title: str, sections: Sequence[Section], **more: str) -> Report:
+    """The report of an experiment, whose summary counts the verdicts."""
+    verdicts = [claim.verdict for claim in Report(title, "", sections).claims]
+    counts = ", ".join(f"{verdicts.count(name)} x {name}" for name in get_args(Verdict) if name in verdicts)
+    return Report(title, f"Verdicts on {len(verdicts)} claims: {counts}.", sections, provenance(**more))
