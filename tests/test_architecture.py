@@ -28,7 +28,7 @@ ROOT = PACKAGE.parents[1]
 FLOORS: list[list[set[str]]] = [
     [{"errors", "files"}],
     [{"catalog"}, {"report"}, {"data"}, {"ops"}],
-    [{"weights", "checkpoint", "layouts", "safe_pickle", "sources"}],
+    [{"weights"}],
     [{"nn", "surgery", "cost", "hooks"}],
     [{"networks"}],
     *([{room}] for room in ("training", "robustness", "analysis", "design", "ondevice")),

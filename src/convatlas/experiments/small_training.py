@@ -248,7 +248,9 @@ def published_accuracy(model: str, images: ImageSet) -> float | str:
     return 100 * quality(task.probabilities(images))["accuracy"]
 
 
-def full_parts(runs: Mapping[str, FullRun], weights: Mapping[str, float | str], published: Mapping[str, float]) -> list[Part]:
+def full_parts(
+    runs: Mapping[str, FullRun], weights: Mapping[str, float | str], published: Mapping[str, float]
+) -> list[Part]:
     """Tables, curves and links of trainings by recipe and of the published weights, beside the published top-1 in %.
 
     Args:

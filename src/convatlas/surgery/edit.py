@@ -261,7 +261,9 @@ def _nothing(verb: str, kind: Selector, skipped: list[tuple[str, str]]) -> str:
 def _described(kind: Selector) -> str:
     if isinstance(kind, tuple):
         return " or ".join(entry.__name__ for entry in kind)
-    return repr(kind) if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
+    if isinstance(kind, str):
+        return repr(kind)
+    return kind.__name__ if isinstance(kind, type) else "the function"
 
 
 def _channels(module: nn.Module, calls: list[Call] | None) -> int:

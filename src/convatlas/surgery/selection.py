@@ -157,14 +157,24 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def like(new: nn.Module, old: nn.Module, model: nn.Module) -> nn.Module:
-    """Give a new module the device, floating type and mode of the old one; of the model where the old one has none."""
-    for source in (old, model):
-        for tensor in (*source.parameters(), *source.buffers()):
-            if tensor.is_floating_point():
-                # Not Module.to, which makes complex parameters real.
-                new._apply(lambda t, to=tensor: t.to(to.device, to.dtype if t.is_floating_point() else None))
-                return new.train(old.training)
-    return new.train(old.training)
+    """Give a new module the device, floating type and mode of the old one; of the model where the old one has none.
+
+    Parts of the old module that the new one holds stay as they are.
+    """
+    kept = set(old.modules())
+    sources = (tensor for source in (old, model) for tensor in (*source.parameters(), *source.buffers()))
+    pattern = next((tensor for tensor in sources if tensor.is_floating_point()), None)
+
+    def convert(tensor: Tensor) -> Tensor:
+        # Complex parameters keep their type, which Module.to would make real.
+        return tensor.to(pattern.device, dtype=pattern.dtype if tensor.is_floating_point() else None)
+
+    for module in new.modules():
+        if module not in kept:
+            module.training = old.training
+            if pattern is not None:
+                module._apply(convert, recurse=False)
+    return new
 
 
 def as_inputs(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -177,7 +187,7 @@ def as_inputs(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None) 
     parameter = next(model.parameters(), torch.empty(0))
 
     def moved(x: Any) -> Any:
-        return x.to(parameter.device, parameter.dtype if x.is_floating_point() else None) if _is_tensor(x) else x
+        return x.to(parameter.device, dtype=parameter.dtype if x.is_floating_point() else None) if _is_tensor(x) else x
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from convatlas.errors import CheckpointError, UnsafeCheckpoint
-from convatlas.safe_pickle import Inert, load_pickle
+from convatlas.weights.safe_pickle import Inert, load_pickle
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convatlas.checkpoint import find_parts, read_checkpoint
+from convatlas.weights.checkpoint import find_parts, read_checkpoint
 from convatlas.errors import CheckpointError, MissingExtra
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from convatlas.errors import CheckpointError, MissingExtra, require
-from convatlas.safe_pickle import Inert, load_pickle
-from convatlas.sources import locate
+from convatlas.weights.safe_pickle import Inert, load_pickle
+from convatlas.weights.sources import locate
 
 __all__ = ["Checkpoint", "find_parts", "read_checkpoint"]
 

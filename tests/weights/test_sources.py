@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from convatlas import sources
+from convatlas.weights import sources
 from convatlas.errors import CheckpointError
-from convatlas.sources import locate
+from convatlas.weights.sources import locate
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -231,7 +231,7 @@ def hub_cache(root: Path, files: dict[str, bytes], *, revision: str = "main") ->
 def in_subprocess(source: str, **environment: str) -> tuple[bool, str]:
     """`locate` where the hub's client reads its settings afresh."""
     code = (
-        "import sys\nfrom convatlas.sources import locate\nfrom convatlas.errors import CheckpointError\n"
+        "import sys\nfrom convatlas.weights.sources import locate\nfrom convatlas.errors import CheckpointError\n"
         "try:\n    print(locate(sys.argv[1]))\nexcept CheckpointError as error:\n    print('ERROR', error)\n"
     )
     src = str(Path(sources.__file__).parents[1])

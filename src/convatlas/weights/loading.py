@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convatlas.checkpoint import Checkpoint, find_parts, read_checkpoint
+from convatlas.weights.checkpoint import Checkpoint, find_parts, read_checkpoint
 from convatlas.errors import CheckpointError, unknown
 from convatlas.files import atomic_path
-from convatlas.layouts import Candidate, Layout, Target, best_candidate, clean_key
+from convatlas.weights.layouts import Candidate, Layout, Target, best_candidate, clean_key
 from convatlas.ops.position import resize_position_embedding
 
-__all__ = ["Checkpoint", "Layout", "LoadReport", "convert", "load_weights", "read_checkpoint", "save_weights"]
+__all__ = ["LoadReport", "convert", "load_weights", "save_weights"]
 
 _WRAPPERS = ("module.", "model.", "backbone.", "network.", "encoder.", "net.")
 
