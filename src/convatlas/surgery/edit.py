@@ -57,10 +57,10 @@ def swap(
 ) -> Surgery:
     """Replace every module of a kind by a layer that takes its place.
 
-    With an example call each new layer is tried on what the old one was called with; one that fails or returns another
-    shape is not placed, nor are modules that the model does not call, because their weights are read by others. A
-    module that stands in several places is replaced by one layer in all of them. Inside a replaced module nothing else
-    is replaced.
+    With an example call each new layer is tried on what the old one was called with, and in the model; one that fails
+    or returns another shape is not placed. Modules that the model does not call are left, because others may read
+    their weights. A module that stands in several places is replaced by one layer in all of them. Inside a replaced
+    module nothing else is replaced.
 
     Args:
         model: any model; left as it is.
@@ -216,34 +216,69 @@ def _edit(
     found = selected(holder, kind, where)
     inputs = as_inputs(work, example_input)
     calls = None if inputs is None or not found else observe(work, {slot.module for slot in found}, inputs)
-    made: dict[nn.Module, nn.Module | str] = {}
-    placed: list[tuple[Slot, nn.Module]] = []
-    changed: list[str] = []
-    skipped: list[tuple[str, str]] = []
+    made: dict[nn.Module, nn.Module] = {}
+    reasons: dict[nn.Module, str] = {}
+    meant: list[tuple[Slot, nn.Module]] = []
     for slot in found:
         old = slot.module
-        if not nested and any(_inside(slot.parent, outer.module) for outer, _ in placed):
+        if not nested and any(_inside(slot.parent, outer) for _, outer in meant if outer in made):
             continue
-        if old not in made:
-            own = None if calls is None else calls[old]
-            try:
-                if own == []:
-                    raise Unsupported("the model does not call it")
-                new = like(replacement(slot, own), old, work)
-                _try_all(new, own or [], fits)
-                made[old] = finish(slot, new)
-            except ValueError as error:
-                made[old] = str(error)
-        outcome = made[old]
-        if isinstance(outcome, str):
-            skipped.append((slot.names[0], outcome))
-        else:
-            placed.append((slot, outcome))
-            changed.append(slot.names[0])
-    if not placed:
+        meant.append((slot, old))
+        if old in made or old in reasons:
+            continue
+        own = None if calls is None else calls[old]
+        try:
+            if own == []:
+                raise Unsupported("the model does not call it")
+            new = like(replacement(slot, own), old, work)
+            with undisturbed(new):
+                for call in own or ():
+                    fits(new, call)
+            made[old] = finish(slot, new)
+        except ValueError as error:
+            reasons[old] = str(error)
+    _place(holder, meant, made, reasons, inputs)
+    skipped = [(slot.names[0], reasons[old]) for slot, old in meant if old in reasons]
+    if not made:
         raise Unsupported(_nothing(verb, kind, skipped))
-    place(placed)
+    changed = [slot.names[0] for slot, old in meant if old in made]
     return Surgery(holder.get_submodule("model"), tuple(changed), tuple(skipped))
+
+
+def _place(
+    holder: nn.Module,
+    meant: list[tuple[Slot, nn.Module]],
+    made: dict[nn.Module, nn.Module],
+    reasons: dict[nn.Module, str],
+    inputs: tuple[Any, ...] | None,
+) -> None:
+    """Place what was made. What the model does not run with moves from ``made`` to ``reasons``."""
+
+    def put(old: nn.Module, module: nn.Module) -> None:
+        place([(slot, module) for slot, inner in meant if inner is old])
+
+    def error() -> str | None:
+        model = holder.get_submodule("model")
+        try:
+            with undisturbed(model):
+                model(*(inputs or ()))
+        except Exception as error:
+            return f"the model does not run with it: {error}"
+        return None
+
+    for old, new in made.items():
+        put(old, new)
+    if inputs is None or not made or error() is None:
+        return
+    # Something in the model reads more of a module than its output. One by one tells of which.
+    for old in made:
+        put(old, old)
+    for old, new in list(made.items()):
+        put(old, new)
+        if reason := error():
+            put(old, old)
+            reasons[old] = reason
+            del made[old]
 
 
 def _inside(module: nn.Module, outer: nn.Module) -> bool:
@@ -278,12 +313,6 @@ def _channels(module: nn.Module, calls: list[Call] | None) -> int:
     if calls is None:
         raise Unsupported(f"only a run can tell the channels after a {type(module).__name__}: give example_input")
     raise Unsupported("its output is not a tensor (B, C, ...)")
-
-
-def _try_all(new: nn.Module, calls: list[Call], fits: Callable[[nn.Module, Call], None]) -> None:
-    with undisturbed(new):
-        for call in calls:
-            fits(new, call)
 
 
 def _try(new: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> None:

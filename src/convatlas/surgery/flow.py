@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -38,7 +38,7 @@ class Flow(TorchDispatchMode):
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layers = tuple(layers)
         self.sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
         self.readers: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
@@ -46,6 +46,8 @@ class Flow(TorchDispatchMode):
         self.borrowed: set[nn.Module] = set()
         self.decides = False
         self._writer = WeakTensorKeyDictionary()
+        #: For each output, the input that it was made from and how often that had been changed in place by then.
+        self._made_from = WeakTensorKeyDictionary()
         self._active: list[tuple[nn.Module, Tensor]] = []
         self._owner = {
             id(tensor): layer
@@ -57,21 +59,22 @@ class Flow(TorchDispatchMode):
         """Run the model and return its output."""
         handles = [layer.register_forward_pre_hook(self._enter, with_kwargs=True) for layer in self.layers]
         handles += [layer.register_forward_hook(self._leave) for layer in self.layers]
-        features = getattr(model, "forward_features", None)
-
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            # Feature maps are results too, even those that forward itself does not go on with.
-            return self._results(features(*args, **kwargs))  # type: ignore[misc]
-
+        tapped = [(part, dict(part.__dict__)) for part in model.modules() if hasattr(part, "forward_features")]
         try:
-            if callable(features):
-                model.__dict__["forward_features"] = tapped
+            for part, _ in tapped:
+                # Feature maps are results too, even those that forward itself does not go on with.
+                part.__dict__["forward_features"] = self._tapped(part.forward_features)  # type: ignore[arg-type]
             with undisturbed(model), self:
                 return self._results(model(*inputs))
         finally:
-            model.__dict__.pop("forward_features", None)
+            for part, before in tapped:
+                del part.__dict__["forward_features"]
+                part.__dict__ |= {key: value for key, value in before.items() if key == "forward_features"}
             for handle in handles:
                 handle.remove()
+
+    def _tapped(self, features: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._results(features(*args, **kwargs))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -93,12 +96,19 @@ class Flow(TorchDispatchMode):
 
     def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = next(tensors((args, kwargs)))
-        self.sources[layer].add(self._writer.get(given))
+        writer = self._writer.get(given)
+        self.sources[layer].add(writer)
+        if writer is not None:
+            original, changes = self._made_from[given]
+            if _changes(original) != changes:
+                # Without the writer, this layer would read what stands there now.
+                self.readers[writer].add(None)
         self._active.append((layer, given))
 
     def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._active.pop()
+        _, given = self._active.pop()
         self._writer[output] = layer
+        self._made_from[output] = given, _changes(given)
         self.dims[layer].add(output.dim())
 
     def _results(self, value: Any) -> Any:
@@ -106,3 +116,7 @@ class Flow(TorchDispatchMode):
             if (writer := self._writer.get(tensor)) is not None:
                 self.readers[writer].add(None)
         return value
+
+
+def _changes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -36,9 +36,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 _SCALES = (*_BATCH_NORMS, LayerScale)
 
 
-def merge(
-    model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None, *, inplace: bool = False
-) -> Surgery:
+def merge(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None = None, *, inplace: bool = False) -> Surgery:
     """Fold what is constant in evaluation into neighbouring layers; the result computes the same up to rounding.
 
     In this order: layers with ``from_conv`` and ``to_conv()`` become plain convolutions, layers with ``merged()``
@@ -63,7 +61,7 @@ def merge(
 
     Raises:
         ValueError: model is no module, or there are norms to fold and no example call.
-        Unsupported: the result does not compute what the model does; or the model cannot be copied.
+        Unsupported: the result does not run or does not compute what the model does, or the model cannot be copied.
     """
     holder = working_copy(model, inplace)
     work = holder.get_submodule("model").eval()
@@ -82,8 +80,12 @@ def merge(
         changed += folded
         skipped += left
     if changed and inputs is not None and expected is not None:
-        with undisturbed(work):
-            _compare(list(tensors(work(*inputs))), expected, type(model).__name__)
+        try:
+            with undisturbed(work):
+                actual = list(tensors(work(*inputs)))
+        except Exception as error:
+            raise Unsupported(f"the merged {type(model).__name__} does not run: {error}") from error
+        _compare(actual, expected, type(model).__name__)
     return Surgery(work, tuple(changed), tuple(skipped))
 
 
@@ -115,16 +117,14 @@ def _plain_parameters(holder: nn.Module) -> list[str]:
     for module, name in named(holder).items():
         if not is_parametrized(module):
             continue
-        # torch's own removal deletes the property from the class, which the original and its copy share.
-        lists = module._modules.pop("parametrizations")
-        module._modules["parametrizations"] = lists
+        lists = module.get_submodule("parametrizations")
         with torch.no_grad():
-            values = {key: getattr(module, key).detach().clone() for key in lists._modules}  # type: ignore[union-attr]
+            values = {key: getattr(module, key).detach().clone() for key, _ in lists.named_children()}
+        # Not by torch's own removal, which deletes the property from the class that the original and its copy share.
         del module._modules["parametrizations"]
         module.__class__ = type(module).__bases__[0]
         for key, value in values.items():
-            originals = list(lists._modules[key].parameters(recurse=False))  # type: ignore[union-attr]
-            if originals:
+            if originals := list(lists.get_submodule(key).parameters(recurse=False)):
                 setattr(module, key, nn.Parameter(value, any(entry.requires_grad for entry in originals)))
             else:
                 module.register_buffer(key, value)
@@ -175,7 +175,7 @@ class _Folder:
             _scale_input(behind, scale, shift)
             self._join(part, behind)
             return None
-        return f"{before}, and {behind}"
+        return f"{before}; {behind}"
 
     def _fixed(self, part: nn.Module) -> str | None:
         if self.flow.decides:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ def _predicate(selector: Selector) -> Callable[[str, nn.Module], bool]:
     if all(isinstance(entry, type) for entry in types):
         return lambda name, module: isinstance(module, types)  # type: ignore[arg-type]
     if callable(selector):
-        return selector
+        return cast(Callable[[str, nn.Module], bool], selector)
     raise ValueError(f"modules are selected by type, types, name pattern or function, got {selector!r}")
 
 
@@ -163,7 +163,7 @@ def like(new: nn.Module, old: nn.Module, model: nn.Module) -> nn.Module:
     """
     kept = set(old.modules())
     sources = (tensor for source in (old, model) for tensor in (*source.parameters(), *source.buffers()))
-    pattern = next((tensor for tensor in sources if tensor.is_floating_point()), None)
+    pattern = next((tensor for tensor in sources if tensor.is_floating_point()), torch.empty(0))
 
     def convert(tensor: Tensor) -> Tensor:
         # Complex parameters keep their type, which Module.to would make real.
@@ -172,8 +172,7 @@ def like(new: nn.Module, old: nn.Module, model: nn.Module) -> nn.Module:
     for module in new.modules():
         if module not in kept:
             module.training = old.training
-            if pattern is not None:
-                module._apply(convert, recurse=False)
+            module._apply(convert, recurse=False)
     return new
 
 
