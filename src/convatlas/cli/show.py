@@ -28,8 +28,9 @@ def run(argv: Sequence[str]) -> int:
     console = Console(highlight=False)
     for paper in card.papers:
         console.print(f"[bold]{paper.title}[/bold]")
-        where = [paper.venue or "", str(paper.year), f"arXiv {paper.arxiv}" if paper.arxiv else ""]
-        console.print(Padding(", ".join(part for part in dict.fromkeys(where) if part), (0, 0, 0, 2)))
+        arxiv = f"arXiv {paper.arxiv} ({paper.year})" if paper.arxiv else None
+        where = ", ".join(part for part in (paper.venue, arxiv) if part) or str(paper.year)
+        console.print(Padding(where, (0, 0, 0, 2)))
     console.print(f"\n{card.purpose}\n")
     state = "available" if card.available else "planned, not part of this version"
     console.print(f"[bold]{', '.join(card.kinds)}[/bold]; {state}; home: convatlas.{card.home}\n")
