@@ -19,7 +19,9 @@ from convatlas.nn.mixers.eca import ECA, ChannelGate
 from convatlas.nn.mixers.inception import InceptionDWConv2d, PartialDWConv2d
 from convatlas.nn.mixers.squeeze_excite import SqueezeExcite
 from convatlas.ops.eca import eca
+from convatlas.ops.fft_conv import fft_conv
 from convatlas.ops.inception import inception_dwconv2d
+from convatlas.ops.shuffle import pixel_shuffle, pixel_unshuffle
 
 Inputs = Callable[[nn.Module, int], tuple[Tensor, ...]]
 Arguments = Callable[[], tuple[Any, ...]]
@@ -187,6 +189,26 @@ LAYERS = [
 
 OPERATORS = [
     Operator(
+        fft_conv,
+        examples={
+            "causal": lambda: (random(3, 2, 11), random(2, 5)),
+            "gated": lambda: (random(2, 3, 9), random(3, 9), None, random(2, 3, 9), random(2, 3, 9)),
+            "circular": lambda: (random(2, 2, 7), random(2, 7), 7),
+            "wrapped_tail": lambda: (random(1, 2, 7), random(1, 2, 6), 9),
+            "both_directions": lambda: (random(2, 2, 5), random(2, 10), 10),
+            "kernel_longer_than_signal": lambda: (random(2, 2, 3), random(2, 8)),
+            "one_sample": lambda: (random(1, 2, 1), random(2, 1)),
+            "image": lambda: (random(2, 2, 5, 3), random(2, 3, 2), (5, 4)),
+            "volume": lambda: (random(1, 2, 3, 1, 5), random(2, 2, 1, 3)),
+        },
+        reaching={
+            "direct": lambda: (random(2, 2, 300), random(2, 7)),
+            "fft": lambda: (random(2, 2, 300), random(2, 300)),
+            "overlap_save": lambda: (random(1, 1, 4500), random(1, 130)),
+        },
+        refused={"overlap_save": lambda: (random(2, 2, 7), random(2, 7), 7)},
+    ),
+    Operator(
         inception_dwconv2d,
         examples={
             "odd": _inception((5, 7)),
@@ -215,5 +237,37 @@ OPERATORS = [
             "conv1d": lambda: (random(1, 7, 3, 5), random(1, 1, 3)),
         },
         refused={"conv1d": lambda: (random(2, 7, 3, 5), random(7, 1, 3))},
+    ),
+    Operator(
+        pixel_shuffle,
+        examples={
+            "odd": lambda: (random(2, 18, 3, 5), 3),
+            "pixel": lambda: (random(1, 4, 1, 1), 2),
+            "channel_last_in_block": lambda: (random(2, 8, 3, 5), 2, "DCR"),
+            "factors": lambda: (random(2, 12, 3, 1), (2, 3)),
+            "signal": lambda: (random(2, 6, 5), 3),
+            "volume": lambda: (random(1, 8, 1, 3, 2), 2),
+        },
+        reaching={
+            "view": lambda: (random(1, 9, 71, 67), (3, 3), "CRD"),
+            "torch": lambda: (random(1, 9, 5, 7), (3, 3), "CRD"),
+        },
+        refused={"torch": lambda: (random(1, 8, 3, 5), 2, "DCR")},
+    ),
+    Operator(
+        pixel_unshuffle,
+        examples={
+            "odd": lambda: (random(2, 2, 9, 15), 3),
+            "pixel": lambda: (random(1, 1, 2, 2), 2),
+            "channel_last_in_block": lambda: (random(2, 2, 6, 10), 2, "DCR"),
+            "factors": lambda: (random(2, 2, 6, 3), (2, 3)),
+            "signal": lambda: (random(2, 2, 15), 3),
+            "volume": lambda: (random(1, 1, 2, 6, 4), 2),
+        },
+        reaching={
+            "view": lambda: (random(1, 1, 213, 201), (3, 3), "CRD"),
+            "torch": lambda: (random(1, 1, 15, 21), (3, 3), "CRD"),
+        },
+        refused={"torch": lambda: (random(1, 2, 6, 10), 2, "DCR")},
     ),
 ]

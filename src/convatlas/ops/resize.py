@@ -10,6 +10,7 @@ Sources: MATLAB's ``imresize``; Keys, "Cubic convolution interpolation for digit
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ Kernel = Callable[[Tensor], Tensor]
 
 _PILLOW_BITS = 22  # of the fraction of Pillow's integer weights
 _OPENCV_BITS = 11
+_BLOCK = 128  # rows of a matrix at a time
 
 
 class _Taps(NamedTuple):
@@ -55,11 +57,12 @@ def resize(
 ) -> Tensor:
     """Resize the last axes of a tensor as MATLAB, OpenCV or Pillow does.
 
-    float32 and float64 are computed as they are, half precision in float32, and no value is clipped; uint8 is rounded
-    as the convention does it: Pillow after each axis in its fixed point (bit-equal), MATLAB after each axis with halves
-    up, OpenCV in its fixed point (builds with Intel's library differ by at most 1 in "bicubic"). Differentiable for
-    floating point. OpenCV rounds sample positions of floating-point images to single precision, this function does not:
-    at 2000 pixels they differ by up to 1e-4 of the contrast.
+    float32 and float64 are computed as they are, half precision in float32, and no value is clipped. uint8 is rounded
+    as the convention does it: Pillow after each axis in its fixed point (bit-equal to version 13), MATLAB after each
+    axis with halves up, OpenCV in its fixed point (bit-equal but for single pixels of "area"; builds with Intel's
+    library differ by at most 1 in "bicubic"). OpenCV rounds the sample positions of most floating-point images to
+    single precision, this function does not: at 2000 pixels they differ by up to 1e-4 of the contrast. Differentiable
+    for floating point.
 
     Args:
         x: (..., *axes), for images (B, C, H, W) or (H, W); floating point or uint8.
@@ -164,8 +167,14 @@ def _axes(
 
 
 def _order(axes: list[_Axis], convention: str) -> list[_Axis]:
-    # MATLAB begins with the axis that shrinks most, the first of equals; the others with the rows' direction.
-    return sorted(axes, key=lambda axis: axis.scale) if convention == "matlab" else axes[::-1]
+    """The order of the passes, which matters where each is rounded and clipped."""
+    if convention == "matlab":  # the axis that shrinks most, the first of equals
+        return sorted(axes, key=lambda axis: axis.scale)
+    if len(axes) > 1:  # Pillow since version 13: the height first where it loses more than twice what the width does
+        height, width = (axis.length - axis.wanted for axis in axes[-2:])
+        if height > max(0, 2 * width):
+            return [axes[-2], axes[-1], *axes[-3::-1]]
+    return axes[::-1]
 
 
 def _some_axis_grows(axes: list[_Axis]) -> bool:
@@ -247,7 +256,7 @@ def _matlab_taps(axis: _Axis, kernel: Kernel, support: float, antialias: bool) -
     weights = kernel((centre[:, None] - indices) / stretch)
     weights = weights / weights.sum(1, keepdim=True)
     mirrored = torch.cat([torch.arange(axis.length), torch.arange(axis.length - 1, -1, -1)])
-    return _without_zeros(mirrored[(indices.long() - 1) % (2 * axis.length)], weights)
+    return _Taps(mirrored[(indices.long() - 1) % (2 * axis.length)], weights)
 
 
 def _pillow_taps(axis: _Axis, kernel: Kernel, support: float) -> _Taps:
@@ -257,7 +266,7 @@ def _pillow_taps(axis: _Axis, kernel: Kernel, support: float) -> _Taps:
     # Truncation, as of an integer conversion; what it leaves below zero is cut off all the same.
     first = (centre - support * stretch + 0.5).trunc().clamp(min=0)
     end = (centre + support * stretch + 0.5).trunc().clamp(max=axis.length)
-    indices = first[:, None] + torch.arange(int((end - first).max()))
+    indices = first[:, None] + torch.arange(math.ceil(2 * support * stretch) + 1)
     weights = kernel((indices - centre[:, None] + 0.5) * (1 / stretch)) * (indices < end[:, None])
     weights = weights * (1 / weights.sum(1, keepdim=True))
     return _Taps(indices.long().clamp(max=axis.length - 1), weights)
@@ -278,7 +287,8 @@ def _opencv_taps(axis: _Axis, interpolation: str, enlarge: bool, single_precisio
         return _opencv_area(axis, step)
     if interpolation == "area":  # linear between the pixels, but flat over what lies inside one
         start = torch.floor(_positions(axis) * step)
-        fraction = _positions(axis) + 1 - (start + 1) * axis.scale
+        # In single precision, because what is a rounding error below one must count as one.
+        fraction = (_positions(axis) + 1 - (start + 1) * axis.scale).float().double()
         fraction = torch.where(fraction <= 0, 0.0, fraction - fraction.floor())
     else:
         position = (_positions(axis) + 0.5) * step - 0.5
@@ -310,11 +320,6 @@ def _single(indices: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return indices, torch.ones(indices.shape, dtype=torch.float64)
 
 
-def _without_zeros(indices: Tensor, weights: Tensor) -> _Taps:
-    used = (weights != 0).any(0)
-    return _Taps(indices[:, used], weights[:, used])
-
-
 # Applying them.
 
 
@@ -322,13 +327,28 @@ def _dense(taps: _Taps, length: int) -> Tensor:
     return taps.weights.new_zeros(len(taps.indices), length).scatter_add_(1, taps.indices, taps.weights)
 
 
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
 def _apply(x: Tensor, taps: _Taps, dim: int) -> Tensor:
     """Combine the samples of one axis; the sums are exact for whole numbers in float64."""
-    matrix = _dense(taps, x.shape[dim]).to(x.dtype).to(x.device)
-    if dim == -1:
-        return torch.matmul(x, matrix.T)
-    rows = x.flatten(dim + 1) if dim < -2 else x
-    return torch.matmul(matrix, rows).unflatten(-1, x.shape[dim + 1 :])
+    flat = x.flatten(dim + 1) if dim < -2 else x
+    along = max(dim, -2)
+    blocks = []
+    # A block of the result needs only a stretch of the input: long axes cost no more than short ones. What is compiled
+    # or exported cannot look at the indices and takes one block.
+    traced = torch.compiler.is_compiling()
+    size = len(taps.indices) if traced else _BLOCK
+    for indices, weights in zip(taps.indices.split(size), taps.weights.split(size), strict=True):
+        first, last = (0, x.shape[dim] - 1) if traced else (int(indices.min()), int(indices.max()))
+        matrix = _dense(_Taps(indices - first, weights), last - first + 1).to(x.dtype).to(x.device)
+        part = flat.narrow(along, first, last - first + 1)
+        with _without_autocast(x):
+            blocks.append(torch.matmul(part, matrix.T) if along == -1 else torch.matmul(matrix, part))
+    result = torch.cat(blocks, along) if len(blocks) > 1 else blocks[0]
+    return result if dim >= -2 else result.unflatten(-1, x.shape[dim + 1 :])
 
 
 # Whole numbers.

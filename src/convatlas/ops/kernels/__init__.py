@@ -1,0 +1,1 @@
+"""Triton kernels behind the operators, one file per operator; importing one needs the triton package."""
