@@ -6,7 +6,6 @@ arXiv 1910.03151, section 3. Also the gates that the paper compares it with (its
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convatlas.ops.backend import Backends
+from convatlas.ops.precision import without_autocast
 
 __all__ = ["Padding", "channel_gate", "eca", "eca_kernel_size"]
 
@@ -79,7 +79,7 @@ def channel_gate(x: Tensor, weight: Tensor | None = None) -> Tensor:
         raise ValueError(f"weight must be ({channels}, n) with n a divisor of {channels}, got {tuple(weight.shape)}")
     size = weight.shape[1]
     blocks = weight.to(y.dtype).reshape(-1, size, size)
-    with _without_autocast(y):
+    with without_autocast(y):
         z = torch.einsum("bgi,goi->bgo", y.reshape(len(y), -1, size), blocks)
     return _scaled(x, z.flatten(1))
 
@@ -131,12 +131,6 @@ def _scaled(x: Tensor, z: Tensor) -> Tensor:
     return x * torch.sigmoid(z).to(x.dtype).reshape(*z.shape, *[1] * (x.dim() - 2))
 
 
-def _without_autocast(y: Tensor) -> contextlib.AbstractContextManager[object]:
-    # Entered only where there is something to switch off, because it leaves a trace in exported programs.
-    device = y.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
 def _padded(y: Tensor, half: int, padding: Padding) -> Tensor:
     if padding == "zeros":
         return F.pad(y, (half, half))
@@ -153,7 +147,7 @@ def _naive(y: Tensor, weight: Tensor, padding: Padding) -> Tensor:
         inside = (columns >= 0) & (columns < channels) | (padding == "circular")
         band = weight[:, 0, tap].expand(channels)
         matrix = matrix.index_put((rows[inside], columns[inside] % channels), band[inside], accumulate=True)
-    with _without_autocast(y):
+    with without_autocast(y):
         return y @ matrix.T
 
 
@@ -173,5 +167,5 @@ def _conv1d_refuses(y: Tensor, weight: Tensor, *rest: object) -> str | None:
 
 @_backends.register("conv1d", refuses=_conv1d_refuses)
 def _conv1d(y: Tensor, weight: Tensor, padding: Padding) -> Tensor:
-    with _without_autocast(y):
+    with without_autocast(y):
         return F.conv1d(_padded(y, weight.shape[2] // 2, padding).unsqueeze(1), weight).squeeze(1)

@@ -6,7 +6,6 @@ arXiv 2311.05908. The kernels of other backends than Triton's are those of torch
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import itertools
 import math
@@ -30,6 +29,7 @@ from convatlas.ops.fourier import (
     spectrum,
     work_type,
 )
+from convatlas.ops.precision import without_autocast
 
 __all__ = ["KernelSpectrum", "fft_conv", "kernel_spectrum"]
 
@@ -324,7 +324,7 @@ def _direct(
     if dims == 2 and u.device.type == "cpu" and max(geometry.taps) >= 11:
         x = x.contiguous(memory_format=torch.channels_last)
     convolution = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-    with _without_autocast(x):
+    with without_autocast(x):
         y = convolution(x, kernel, groups=u.shape[1])
     return (y if postgate is None else y * postgate).to(u.dtype)
 
@@ -468,9 +468,3 @@ if importlib.util.find_spec("triton") is not None:
 def _paddings(pairs: Sequence[tuple[int, int]]) -> list[int]:
     # F.pad counts from the last axis.
     return [amount for pair in reversed(pairs) for amount in pair]
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    # Entered only where there is something to switch off, because it leaves a trace in exported programs.
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

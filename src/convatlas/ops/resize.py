@@ -10,7 +10,6 @@ Sources: MATLAB's ``imresize``; Keys, "Cubic convolution interpolation for digit
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from convatlas.errors import unknown
+from convatlas.ops.precision import without_autocast
 
 __all__ = ["Convention", "Interpolation", "resize", "resize_matrix"]
 
@@ -327,11 +327,6 @@ def _dense(taps: _Taps, length: int) -> Tensor:
     return taps.weights.new_zeros(len(taps.indices), length).scatter_add_(1, taps.indices, taps.weights)
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
 def _apply(x: Tensor, taps: _Taps, dim: int) -> Tensor:
     """Combine the samples of one axis; the sums are exact for whole numbers in float64."""
     flat = x.flatten(dim + 1) if dim < -2 else x
@@ -345,7 +340,7 @@ def _apply(x: Tensor, taps: _Taps, dim: int) -> Tensor:
         first, last = (0, x.shape[dim] - 1) if traced else (int(indices.min()), int(indices.max()))
         matrix = _dense(_Taps(indices - first, weights), last - first + 1).to(x.dtype).to(x.device)
         part = flat.narrow(along, first, last - first + 1)
-        with _without_autocast(x):
+        with without_autocast(x):
             blocks.append(torch.matmul(part, matrix.T) if along == -1 else torch.matmul(matrix, part))
     result = torch.cat(blocks, along) if len(blocks) > 1 else blocks[0]
     return result if dim >= -2 else result.unflatten(-1, x.shape[dim + 1 :])
