@@ -47,6 +47,8 @@ LARGEST_FILE = 600
 SHARED_NETWORKS = {"base", "registry", "resnet", "mobilenet", "vgg", "convnext", "vit", "unet"}
 #: What takes long to import or need not be installed.
 HEAVY = {"torch", "lightning", "torchmetrics", "matplotlib", "jinja2", "sklearn", "skimage", "huggingface_hub"}
+#: What experiments on one kind of data share.
+SHARED_EXPERIMENTS = {"small_training"}
 
 
 def modules() -> dict[str, Path]:
@@ -128,7 +130,7 @@ def test_systems_do_not_import_each_other():
 
 @pytest.mark.parametrize("room", ["experiments", "networks"])
 def test_files_of_one_room_stand_alone(room: str):
-    allowed = SHARED_NETWORKS if room == "networks" else set()
+    allowed = {"networks": SHARED_NETWORKS, "experiments": SHARED_EXPERIMENTS}[room]
     for name in MODULES:
         folder, _, own = name.partition(".")
         if folder != room or not own:

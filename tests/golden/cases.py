@@ -65,7 +65,9 @@ class Case:
 
 def renamed(model: nn.Module, key: str) -> str:
     """Our name of a parameter that the authors' layout calls ``key``."""
-    for pattern, replacement in (rename for layout in getattr(model, "layouts", {}).values() for rename in layout.renames):
+    for pattern, replacement in (
+        rename for layout in getattr(model, "layouts", {}).values() for rename in layout.renames
+    ):
         if key in model.state_dict():
             break
         key = re.sub(pattern, replacement, key)

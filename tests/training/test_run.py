@@ -76,7 +76,7 @@ def test_an_empty_folder_and_one_with_half_a_file_can_be_used(tmp_path: Path):
 def test_what_is_no_run_is_not_opened(tmp_path: Path):
     with pytest.raises(DataError, match="nothing is not a run: it does not exist"):
         Run.open(tmp_path / "nothing")
-    with pytest.raises(DataError, match="is not a run: it has no config.yaml"):
+    with pytest.raises(DataError, match=r"is not a run: it has no config\.yaml"):
         Run.open(tmp_path)
 
 

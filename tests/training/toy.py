@@ -61,7 +61,7 @@ class Toy(GradientTask):
     name: ClassVar[str] = "toy"
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_loss", "min")
 
-    samples: int = 21
+    samples: int = 41
     dropout: float = 0.0
     explode_at: int | None = field(init=False, default=None)
     stop_at: int | None = field(init=False, default=None)

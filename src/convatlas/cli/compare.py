@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     if arguments.resume and not arguments.out:
         raise UsageError("--resume needs --out: the folder of the comparison to go on with")
     task, training = built(parser, arguments, cls)
+    if training.devices != 1:
+        raise UsageError(f"compare trains on one device, got devices {training.devices}")
     folder = Path(arguments.out) if arguments.out else fresh_folder("runs", f"compare-{cls.name}")
     if not arguments.resume and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} already exists: choose another folder, or go on with it by --resume")
@@ -61,6 +63,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _choices(models: str | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     if isinstance(models, str):
+        if models.lstrip().startswith("{"):
+            raise UsageError(f"--models is no valid mapping: {models}")
         models = {name.strip(): {"model": name.strip()} for name in models.split(",") if name.strip()}
     if len(models) < 2:
         raise UsageError(f"--models needs at least two different models, got {', '.join(models) or 'none'}")

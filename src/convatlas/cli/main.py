@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail("convatlas", unknown("verb", verb, VERBS), 2)
     command = f"convatlas {verb}"
+    told = logging.StreamHandler()  # what the library warns of, e.g. files that are left out
+    told.setFormatter(logging.Formatter(f"{command}: %(message)s"))
+    logging.getLogger("convatlas").addHandler(told)
     try:
         code: int = importlib.import_module(f"convatlas.cli.{verb}").run(rest)
         sys.stdout.flush()
@@ -48,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, interrupted, interrupted.exit_code)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as end:  # of --help; or of rich, instead of a broken pipe
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
         return 0
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
@@ -62,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CONVATLAS_TRACEBACK"):
             raise
         return _fail(command, f"{type(error).__name__}: {error} (CONVATLAS_TRACEBACK=1 shows where)", 1)
+    finally:
+        logging.getLogger("convatlas").removeHandler(told)
     return code
 
 

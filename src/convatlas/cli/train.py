@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["built", "output_to_stderr", "recipe_path", "run", "task_parser", "with_recipe"]
 
+_RUN = "CONVATLAS_RUN"
+
 
 def run(argv: Sequence[str]) -> int:
     """Train, write a run folder and say where it lies."""
@@ -27,6 +30,8 @@ def run(argv: Sequence[str]) -> int:
         print("usage: convatlas train TASK ...\n")
         print(f"tasks: {', '.join(TASKS)}\n\n'convatlas train TASK --help' lists the settings.")
         return 0
+    from convatlas.training.task import is_helper
+
     if any(word.partition("=")[0] == "--resume" for word in words):
         arguments, task, training = _interrupted(words, cls)
         folder = Path(arguments.resume)
@@ -36,8 +41,9 @@ def run(argv: Sequence[str]) -> int:
         parser.add_argument("--resume", type=str | None, help="go on with this interrupted run; takes no settings")
         arguments = parser.parse_args(with_recipe(words, cls))
         task, training = built(parser, arguments, cls)
-        folder = Path(arguments.run) if arguments.run else fresh_folder("runs", f"{cls.name}-{task.model}")
-    with output_to_stderr(arguments.json):
+        told = os.environ.get(_RUN) if is_helper() else None
+        folder = Path(arguments.run or told or fresh_folder("runs", f"{cls.name}-{task.model}"))
+    with output_to_stderr(arguments.json), _told_to_helpers(folder):
         report = task.fit(folder, training, resume=arguments.resume is not None)
     if arguments.json:
         print(report.to_json())
@@ -123,6 +129,16 @@ def with_recipe(words: list[str], cls: type[Any]) -> list[str]:
         if name:
             return ["--config", str(recipe_path(cls, name)), *words]
     return words
+
+
+@contextlib.contextmanager
+def _told_to_helpers(folder: Path) -> Iterator[None]:
+    # Lightning starts this command again for every further device; all must use the same folder.
+    os.environ[_RUN] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[_RUN]
 
 
 @contextlib.contextmanager

@@ -147,9 +147,9 @@ def quick() -> Report:
         f"{TRAIN_FRACTION:.0%} of scikit-learn's 1797 digits at 32 x 32 pixels.",
     )
     note = Note(
-        f"Basic blocks {NETWORK.depths}, widths {NETWORK.widths}; SE with reduction {REDUCTION}, ECA with kernel size 3; "
-        f"AdamW, learning rate {TRAINING.lr:g}, {TRAINING.warmup_epochs:g} epochs of warm-up, cosine decay, batches of "
-        f"{TRAINING.batch_size}, no augmentation. Small networks on small images: they test the mechanism, not the "
+        f"Basic blocks {NETWORK.depths}, widths {NETWORK.widths}; SE with reduction {REDUCTION}, ECA with kernel size "
+        f"3; AdamW, learning rate {TRAINING.lr:g}, {TRAINING.warmup_epochs:g} epochs of warm-up, cosine decay, batches "
+        f"of {TRAINING.batch_size}, no augmentation. Small networks on small images: they test the mechanism, not the "
         "accuracy on ImageNet."
     )
     counts = {name: results[0].parameters for name, results in trained.items()}
@@ -237,11 +237,11 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     ]
     weights = {model: published_accuracy(model, images) for model in WEIGHTS}
     note = Note(
-        "The published figure of resnet50 is that of the paper's own baseline; the published weights of resnet50 "
-        "are torchvision's, trained by the same recipe (76.13 %). Those of ECA-Net must be downloaded by hand."
+        "The published figure of the trained resnet50 is that of the paper's baseline. Its published weights are "
+        "torchvision's; those of ECA-Net must be downloaded by hand."
     )
     return finished(
         "ECA-Net: full test of its claims",
-        [Section("Accuracy", [*claims, *full_parts(runs, weights, TOP1), note])],
+        [Section("Accuracy", [*claims, *full_parts(runs, TOP1, weights), note])],
         data=str(data),
     )

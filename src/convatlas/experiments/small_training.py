@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -21,13 +22,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from convatlas.data.images import ImageSet, read_images, stratified_split
 from convatlas.data.transforms import Preprocess
 from convatlas.errors import CheckpointError, Unsupported, unknown
-from convatlas.networks.registry import create_model
+from convatlas.networks.registry import create_model, published_files
 from convatlas.recognition.reports import quality
 from convatlas.recognition.task import Recognition
 from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
 from convatlas.training.measure import count_parameters, provenance
 from convatlas.training.optim import learning_rate, make_optimizer
-from convatlas.training.run import Run, to_mapping
+from convatlas.training.run import Run
 from convatlas.training.settings import Training
 from convatlas.training.task import seed_everything, split_settings
 
@@ -43,6 +44,7 @@ __all__ = [
     "full_parts",
     "progress",
     "published_accuracy",
+    "published_top1",
     "recipe_settings",
     "resolved",
     "train_by_recipe",
@@ -98,7 +100,8 @@ def compare(
     """Train every network on the digits with every seed; one result a seed.
 
     A seed decides the split, the order and the initialisation, so that results of one seed are pairs. The accuracy is
-    that of the last epoch: nothing is chosen on the test images.
+    that of the last epoch: nothing is chosen on the test images. On the CPU one thread does it all, so that the numbers
+    do not depend on how many there are.
 
     Args:
         networks: what to build, by name; images are (B, 1, 32, 32), classes 10.
@@ -108,13 +111,24 @@ def compare(
         advance: called after every epoch.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
-    for seed in seeds:
-        data = _digits(train_fraction, seed)
-        for name, build in networks.items():
-            seed_everything(seed)
-            settings = dataclasses.replace(training, seed=seed)
-            trained[name].append(_train(build(), data, settings, lambda name=name: advance(f"training {name}")))  # type: ignore[misc]
+    with _one_thread():
+        for seed in seeds:
+            data = _digits(train_fraction, seed)
+            for name, build in networks.items():
+                seed_everything(seed)
+                settings = dataclasses.replace(training, seed=seed)
+                trained[name].append(_train(build(), data, settings, partial(advance, f"training {name}")))
     return trained
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _digits(train_fraction: float, seed: int) -> _Digits:
@@ -216,15 +230,11 @@ def train_by_recipe(recipe: str, folder: str | Path, **settings: Any) -> FullRun
         settings: fields of `Recognition` and `Training` that differ from the recipe, at least ``data``.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        SettingsError: the folder holds a run with other settings.
         Interrupted: the user stopped the run; the same call goes on with it.
     """
     task, training = split_settings(Recognition, {**recipe_settings(recipe), **settings})
-    resume = Run(folder).config.is_file()
-    asked = {"task": task.name, **to_mapping(task), **to_mapping(training)}
-    if resume and Run.open(folder).settings() != asked:
-        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
-    task.fit(folder, training, resume=resume)
+    task.fit(folder, training, resume=Run(folder).config.is_file())
     run = Run.open(folder)
     return FullRun(task, run, 100 * max(row["val_accuracy"] for row in run.read_metrics()))
 
@@ -240,41 +250,46 @@ def published_accuracy(model: str, images: ImageSet) -> float | str:
         return f"the images have {len(images.classes)} classes, the weights {IMAGENET_CLASSES}"
     task = Recognition(model=model)
     try:
-        task.network = create_model(model, weights="published", in_channels=images.channels).to(device())
+        network: Any = create_model(model, weights="published", in_channels=images.channels)
     except (CheckpointError, Unsupported, OSError) as error:
         return str(error)
-    config: Any = task.network.config
-    task.classes, task.preprocess = images.classes, config.preprocess
+    task.network = network.to(device())
+    task.classes, task.preprocess = images.classes, network.config.preprocess
     return 100 * quality(task.probabilities(images))["accuracy"]
 
 
 def full_parts(
-    runs: Mapping[str, FullRun], weights: Mapping[str, float | str], published: Mapping[str, float]
+    runs: Mapping[str, FullRun], published: Mapping[str, float], weights: Mapping[str, float | str]
 ) -> list[Part]:
-    """Tables, curves and links of trainings by recipe and of the published weights, beside the published top-1 in %.
+    """Tables, curves and links of trainings by recipe, and a table of published weights.
 
     Args:
         runs: the trainings, by model; each lies in a folder of its model's name below the report's.
+        published: top-1 accuracy on ImageNet-1K in %, by model of ``runs``.
         weights: what `published_accuracy` gave, by model.
-        published: top-1 accuracy on ImageNet-1K in %, by model.
     """
     trained: list[list[Cell]] = []
     curves = {}
     for model, (task, run, top1) in runs.items():
         rows = run.read_metrics()
         curves[model] = ([row["epoch"] for row in rows], [100 * row["val_accuracy"] for row in rows])
-        seconds = sum(row["seconds"] for row in rows)
-        trained.append([model, count_parameters(task.network), top1, published[model], seconds / 3600])
-    loaded: list[list[Cell]] = [
-        [model, *((value, published[model], "") if isinstance(value, float) else (None, published[model], value))]
-        for model, value in weights.items()
-    ]
+        hours = sum(row["seconds"] for row in rows) / 3600
+        trained.append([model, count_parameters(task.network), top1, published[model], hours])
+    loaded: list[list[Cell]] = []
+    for model, value in weights.items():
+        measured = (value, "") if isinstance(value, float) else (None, value)
+        loaded.append([model, published_top1(model), *measured])
     return [
         Table("Trained here", ["model", "parameters", "top-1 [%]", "published [%]", "training [h]"], trained),
         Lines("Validation accuracy", "epoch", "top-1 [%]", curves),
-        Table("Published weights", ["model", "top-1 [%]", "published [%]", "why not measured"], loaded),
+        Table("Published weights", ["model", "published [%]", "top-1 [%]", "why not measured"], loaded),
         Files("Runs", {f"report of {model}": f"{model}/report.html" for model in runs}),
     ]
+
+
+def published_top1(model: str) -> float:
+    """Top-1 accuracy on ImageNet-1K in % that the first published file of a model should give."""
+    return published_files(model)[0].figures["ImageNet-1K top-1 [%]"]
 
 
 # -- both --------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from convatlas.training.measure import count_parameters, latency, provenance
 from convatlas.training.run import Run
 
 if TYPE_CHECKING:
-    from convatlas.recognition.task import Predictions, Recognition
+    from convatlas.recognition.predictions import Predictions
+    from convatlas.recognition.task import Recognition
 
 __all__ = ["comparison_report", "evaluation_report", "prediction_report", "quality", "training_report"]
 
@@ -61,8 +63,8 @@ def prediction_report(task: Recognition, predictions: Predictions) -> Report:
     pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in shown]
     count = len(predictions.images)
     caption = f"The first {len(pictures)} of {count}; predictions.csv has all." if count > len(pictures) else ""
-    files = Files("Files", {"all predictions": "predictions.csv"})
-    parts: list[Part] = [Images("Predictions", pictures, caption), files]
+    files = Files("In this folder", {"all predictions": "predictions.csv"})
+    parts: list[Part] = [Images("Images and their most probable class", pictures, caption), files]
     named = [predictions.classes[index] for index in predictions.best]
     share = {name: named.count(name) for name in predictions.classes if name in named}
     if len(share) <= 30:
@@ -86,7 +88,7 @@ def training_report(task: Recognition, run: Run) -> Report:
         f"(best epoch {best['epoch']:.0f} of {len(rows)}, chosen by validation accuracy)."
     )
     files = Files(
-        "Files",
+        "In the folder of the run",
         {
             "settings": "config.yaml",
             "weights of the best epoch": "checkpoints/best.safetensors",
@@ -130,18 +132,13 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
         caption="Up and to the left is better.",
     )
     links = {f"report of {name}": str((run.folder / "report.html").relative_to(folder)) for name, run in runs.items()}
-    detail = [
-        section
-        for name in tasks
-        for section in (
-            Section(f"Confusions of {name}", [_confusion(held_out[name])]),
-            *_mistakes(held_out[name], f"Worst mistakes of {name}"),
-        )
-    ]
+    confusions = [_confusion(held_out[name], f"Confusion matrix of {name}") for name in tasks]
+    mistakes = [section for name in tasks for section in _mistakes(held_out[name], f"Worst mistakes of {name}")]
     sections = [
         Section("Side by side", [table, cost, pareto]),
         Section("Training", _curves(rows)),
-        *detail,
+        Section("Confusions", confusions),
+        *mistakes,
         Section("Files", [Files("The runs", links)]),
     ]
     first = next(iter(tasks.values()))
@@ -156,12 +153,12 @@ def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> l
     return [Table("Measured", list(measured), [list(measured.values())]), _confusion(predictions)]
 
 
-def _confusion(predictions: Predictions) -> Heatmap:
+def _confusion(predictions: Predictions, title: str = "Confusion matrix") -> Heatmap:
     from sklearn.metrics import confusion_matrix
 
     classes = predictions.classes
     matrix = confusion_matrix(predictions.images.labels, predictions.best, labels=range(len(classes)))
-    return Heatmap("Confusion matrix", matrix, classes, classes, "predicted class", "true class")
+    return Heatmap(title, matrix, classes, classes, "predicted class", "true class")
 
 
 def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int = 12) -> list[Section]:
@@ -171,17 +168,17 @@ def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int
         return [Section(title, [Note("Every held-out image was named rightly.")])]
     worst = wrong[np.argsort(-predictions.probabilities[wrong, best[wrong]])][:most]
     pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in worst]
-    caption = f"The surest of {len(wrong)} wrong answers."
-    return [Section(title, [Images(title, pictures, caption)])]
+    caption = f"{len(wrong)} of {len(labels)} answers are wrong." if len(wrong) > len(worst) else ""
+    return [Section(title, [Images("The surest wrong answers", pictures, caption)])]
 
 
 def _skipped(reasons: Mapping[str, str], most: int = 1000) -> list[Section]:
     if not reasons:
         return []
     rows = [[name, reason] for name, reason in sorted(reasons.items())[:most]]
-    caption = f"{len(reasons)} {'file was' if len(reasons) == 1 else 'files were'} left out"
-    caption += f"; the first {most} are listed." if len(reasons) > most else "."
-    return [Section("Skipped files", [Table("Skipped files", ["file", "reason"], rows, caption)])]
+    title = "1 file was left out" if len(reasons) == 1 else f"{len(reasons)} files were left out"
+    caption = f"The first {most} are listed." if len(reasons) > most else ""
+    return [Section("Skipped files", [Table(title, ["file", "reason"], rows, caption)])]
 
 
 def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
@@ -200,7 +197,7 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
 
 def _data_table(task: Recognition) -> Table:
-    rows: list[list[Cell]] = [[name, len(images)] for name, images in task.splits.items()]
+    rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
     caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
@@ -209,16 +206,24 @@ def _data_table(task: Recognition) -> Table:
 
 def _cost_table(tasks: Mapping[str, Recognition], runs: Mapping[str, Run]) -> Table:
     rows: list[list[Cell]] = []
+    # In turn, so that whatever else the machine does meets all models alike.
+    rounds = [{name: _latency(task) for name, task in tasks.items()} for _ in range(5)]
     for name, task in tasks.items():
-        height, width = task.preprocess.shape
-        x = torch.randn(1, task.network.in_channels, height, width)
-        x = x.to(next(task.network.parameters()).device)
+        time = statistics.median(each[name] for each in rounds)
         seconds = sum(row["seconds"] for row in runs[name].read_metrics())
         size = runs[name].best.stat().st_size / 2**20
-        rows.append([name, count_parameters(task.network), size, latency(task.network, x), seconds])
+        rows.append([name, count_parameters(task.network), size, time, seconds])
     columns = ["model", "parameters", "file [MiB]", "latency of one image [ms]", "training time [s]"]
     highlight: dict[str, Any] = dict.fromkeys(columns[1:], "min") if len(rows) > 1 else {}
-    return Table("Cost on this machine", columns, rows, "Latency: median of 20 passes with a batch of one.", highlight)
+    caption = "Latency: median of repeated passes with a batch of one"
+    caption += ", the models in turn." if len(rows) > 1 else "."
+    return Table("Cost on this machine", columns, rows, caption, highlight)
+
+
+def _latency(task: Recognition) -> float:
+    height, width = task.preprocess.shape
+    x = torch.randn(1, task.network.in_channels, height, width)
+    return latency(task.network, x.to(next(task.network.parameters()).device), repeats=5)
 
 
 def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
@@ -247,9 +252,15 @@ def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
 
 def _caption(predictions: Predictions, row: int) -> str:
     label, best = predictions.images.labels[row], predictions.best[row]
-    said = f"{predictions.classes[best]} ({predictions.probabilities[row, best]:.0%})"
-    name = predictions.images.names[row]
-    return f"{name}: {said}" if label < 0 else f"{name}: {said}, truly {predictions.images.classes[label]}"
+    said = f"{_short(predictions.classes[best])} ({predictions.probabilities[row, best]:.0%})"
+    name = _short(predictions.images.names[row], end=True)
+    return f"{name}: {said}" if label < 0 else f"{name}: {said}, truly {_short(predictions.images.classes[label])}"
+
+
+def _short(text: str, most: int = 48, *, end: bool = False) -> str:
+    if len(text) <= most:
+        return text
+    return f"\u2026{text[1 - most :]}" if end else f"{text[: most - 1]}\u2026"
 
 
 def _safe(name: str) -> str:

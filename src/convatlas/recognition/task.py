@@ -2,19 +2,15 @@
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,15 +21,15 @@ from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable
 from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Augmented, Preprocess
 from convatlas.errors import CheckpointError, DataError, Unsupported
-from convatlas.files import write_text
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
-from convatlas.report import Report, printable
+from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.report import Report
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.task import GradientTask
 from convatlas.weights import load_weights, read_checkpoint, save_weights
 
-__all__ = ["Predictions", "Recognition"]
+__all__ = ["Recognition"]
 
 _NOT_OPTIONS = {
     "num_classes": "it follows from the data",
@@ -41,42 +37,6 @@ _NOT_OPTIONS = {
     "preprocess": "it follows from the network and image_size",
 }
 _FAILED = "could be opened at first, but not read later"
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Class probabilities for a set of images.
-
-    Attributes:
-        images: the images, without those that could not be read.
-        probabilities: (N, number of classes) float32; rows sum to 1.
-        classes: names of the columns.
-        skipped: files that could not be read.
-    """
-
-    images: ImageSet
-    probabilities: npt.NDArray[np.float32]
-    classes: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-
-    @property
-    def best(self) -> npt.NDArray[np.int64]:
-        """Index of the most probable class of each image, (N)."""
-        return self.probabilities.argmax(1)
-
-    def write_csv(self, path: str | Path, most: int = 5) -> None:
-        """One row an image: name, class, probability, true class where it is known, then the next probable classes."""
-        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :most]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        further = [f"{what} {rank}" for rank in range(2, order.shape[1] + 1) for what in ("class", "probability")]
-        writer.writerow(["image", "class", "probability", "true class", *further])
-        for row, name in enumerate(self.images.names):
-            label = self.images.labels[row]
-            first, *rest = [(self.classes[index], f"{self.probabilities[row, index]:.6f}") for index in order[row]]
-            true = self.images.classes[label] if label >= 0 else ""
-            writer.writerow([printable(name), *first, true, *(cell for pair in rest for cell in pair)])
-        write_text(path, text.getvalue())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -162,7 +122,7 @@ class Recognition(GradientTask):
         self.splits = self._split(read_images(self.data, channels=self.channels))
         self.data_digest = _digest(self.splits)
         self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
-        _tell_skipped(self.unreadable)
+        tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
         train = self.splits["train"]
         check_trainable(train)
         self.classes = train.classes
@@ -181,16 +141,21 @@ class Recognition(GradientTask):
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
         if "all" in sets:
             check_trainable(sets["all"])
-            fractions = {"train": 1 - sum(held_out.values()), **held_out}
-            return stratified_split(sets["all"], fractions, self.split_seed)
+            return self._stratified(sets["all"], {"train": 1 - sum(held_out.values()), **held_out})
         if "train" not in sets:
             raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
         if "val" not in sets:
             fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-            sets = {**sets, **stratified_split(sets["train"], fractions, self.split_seed)}
+            sets = {**sets, **self._stratified(sets["train"], fractions)}
         classes = sets["train"].classes
         sets = {name: images.with_classes(classes) for name, images in sets.items()}
         return {**sets, "test": sets.get("test", sets["val"])}
+
+    def _stratified(self, images: ImageSet, fractions: Mapping[str, float]) -> dict[str, ImageSet]:
+        try:
+            return stratified_split(images, fractions, self.split_seed)
+        except DataError as error:
+            raise DataError(f"{error}; raise val_fraction or test_fraction, or give more images") from None
 
     def _choose_preprocess(self, train: ImageSet, config: Any) -> Preprocess:
         published: Preprocess = config.preprocess
@@ -312,7 +277,7 @@ class Recognition(GradientTask):
         from convatlas.recognition.reports import evaluation_report
 
         predictions = self.probabilities(self._held_out(data))
-        _tell_skipped({skipped.path: skipped.reason for skipped in predictions.skipped})
+        tell_skipped(predictions.skipped)
         report = evaluation_report(self, predictions)
         if folder is not None:
             predictions.write_csv(Path(folder) / "predictions.csv")
@@ -347,8 +312,8 @@ class Recognition(GradientTask):
         from convatlas.recognition.reports import prediction_report
 
         sets = read_images(list(inputs), channels=self._channels(), labelled=False)
-        predictions = self.probabilities(sets["all"])
-        _tell_skipped({skipped.path: skipped.reason for skipped in predictions.skipped})
+        predictions = self.probabilities(joined(list(sets.values())))
+        tell_skipped(predictions.skipped)
         predictions.write_csv(Path(folder) / "predictions.csv")
         report = prediction_report(self, predictions)
         report.save(folder)
@@ -413,15 +378,6 @@ class Recognition(GradientTask):
         load_weights(task.network, path)
         task.network.eval()
         return task
-
-
-def _tell_skipped(skipped: Mapping[str, str], shown: int = 3) -> None:
-    """Say on standard error, as a logging warning, which files are left out."""
-    if skipped:
-        some = "; ".join(printable(f"{name}: {reason}") for name, reason in list(skipped.items())[:shown])
-        more = f"; and {len(skipped) - shown} more, listed in the report" if len(skipped) > shown else ""
-        noun = "file is" if len(skipped) == 1 else "files are"
-        logging.getLogger(__name__).warning("%d %s left out: %s%s", len(skipped), noun, some, more)
 
 
 def _shape(images: ImageSet, row: int) -> tuple[int, ...]:

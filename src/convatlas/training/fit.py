@@ -72,8 +72,9 @@ def fit(task: GradientTask, run: Run, training: Training) -> None:
         trainer = _trainer(training, callbacks, run)
         with checkpoints.catching_signals():
             trainer.fit(_Module(task, training), ckpt_path=run.last if run.last.is_file() else None)
-    load_weights(task.network, run.best)
-    task.network.eval()
+    if trainer.is_global_zero:
+        load_weights(task.network, run.best)
+        task.network.eval()
 
 
 def _trainer(training: Training, callbacks: list[Callback], run: Run) -> L.Trainer:
@@ -295,7 +296,7 @@ class _Checkpoints(Checkpoint):
         if not stepped or batch_idx + 1 >= trainer.num_training_batches:
             return
         due = time.monotonic() - self.saved >= 60 * self.training.checkpoint_minutes
-        if due or self.signal is not None:
+        if self._any(trainer, due or self.signal is not None):
             self._save(trainer, pl_module, (trainer.current_epoch, batch_idx + 1))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -312,8 +313,12 @@ class _Checkpoints(Checkpoint):
         pl_module.position = position
         trainer.save_checkpoint(self.run.last)
         self.saved = time.monotonic()
-        if self.signal is not None:
-            raise self._interruption(self.signal)
+        if self._any(trainer, self.signal is not None):
+            raise self._interruption(self.signal or signal.SIGTERM)
+
+    def _any(self, trainer: L.Trainer, wanted: bool) -> bool:
+        """Whether one of the processes wants it: clocks and signals differ between them, and all must do the same."""
+        return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 
     def _keep_best(self, state: Mapping[str, Tensor]) -> None:
         weights = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}

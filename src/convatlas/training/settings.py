@@ -35,7 +35,7 @@ class Training:
         decay_epochs: of the step and exponential schedules: after so many epochs the learning rate is multiplied.
         decay_rate: of the step and exponential schedules: by what it is multiplied.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
-        accumulate: batches whose gradients are summed before a step.
+        accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
         clip: largest gradient norm; gradients stay as they are when left out.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept; none when
             left out.
@@ -44,7 +44,8 @@ class Training:
         seed: of initialisation, order, augmentation and dropout.
         workers: processes that read data; 0 reads in the main process.
         checkpoint_minutes: time between two checkpoints within an epoch; one is always written at the end of an epoch.
-        devices: how many devices to use, ``auto`` for all of the fastest kind.
+        devices: how many devices to use, ``auto`` for all of the fastest kind. Each has a process of its own, which
+            gets its share of every epoch, and the gradients are averaged: a step is for ``devices`` batches.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
     """
 
@@ -70,7 +71,7 @@ class Training:
     seed: int = 0
     workers: int = 0
     checkpoint_minutes: float = 10
-    devices: int | Literal["auto"] = "auto"
+    devices: int | Literal["auto"] = 1
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from convatlas.report import Report
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 from convatlas.training.settings import Training
 
-__all__ = ["GradientTask", "Task", "open_task", "seed_everything", "split_settings"]
+__all__ = ["GradientTask", "Task", "is_helper", "open_task", "seed_everything", "split_settings"]
 
 
 class Task(ABC):
@@ -130,6 +131,11 @@ class GradientTask(Task):
 
         training = training or Training()
         settings = {**to_mapping(self), **to_mapping(training)}
+        if is_helper():  # the first process sees to the folder and to the report
+            seed_everything(training.seed)
+            self.prepare()
+            fit(self, Run(run), training)
+            raise SystemExit(0)
         if resume:
             opened = Run.open(run)
             check_same_settings(settings, opened.settings())
@@ -138,10 +144,10 @@ class GradientTask(Task):
             opened.check_unused()  # before the data are read, which may take long
         seed_everything(training.seed)
         self.prepare()
-        if not resume:
-            opened = Run.create(run, self.name, settings)
         how = f"go on with 'convatlas train {self.name} --resume {opened.folder}'"
         try:
+            if not resume:
+                opened = Run.create(run, self.name, settings)
             fit(self, opened, training)
             report = self.report(opened)
             report.save(opened.folder)
@@ -157,6 +163,11 @@ class GradientTask(Task):
             opened.withdraw()
             raise
         return report
+
+
+def is_helper() -> bool:
+    """Whether Lightning (or torchrun) has started this process for one more device of a run."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
 
 
 def open_task(source: str | Path) -> Task:

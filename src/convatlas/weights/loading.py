@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convatlas.weights.checkpoint import Checkpoint, find_parts, read_checkpoint
 from convatlas.errors import CheckpointError, unknown
 from convatlas.files import atomic_path
-from convatlas.weights.layouts import Candidate, Layout, Target, best_candidate, clean_key
 from convatlas.ops.position import resize_position_embedding
+from convatlas.weights.checkpoint import find_parts, read_checkpoint
+from convatlas.weights.layouts import Candidate, Target, best_candidate, clean_key
 
 __all__ = ["LoadReport", "convert", "load_weights", "save_weights"]
 

@@ -20,7 +20,9 @@ _MIXER = {
 
 def run(case: Case) -> dict[str, Tensor]:
     kind = case.config["cls"].partition(" ")[0]
-    return {"InceptionDWConv2d": _operator, "PartialDWConv2d": _partial, "MetaNeXt": _metanext, "ConvNeXt": _convnext}[kind](case)
+    return {"InceptionDWConv2d": _operator, "PartialDWConv2d": _partial, "MetaNeXt": _metanext, "ConvNeXt": _convnext}[
+        kind
+    ](case)
 
 
 def _operator(case: Case) -> dict[str, Tensor]:

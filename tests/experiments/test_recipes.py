@@ -1,0 +1,143 @@
+"""Every published recipe is made of real settings, has the published numbers, and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convatlas.cli.main import main
+from convatlas.cli.train import recipe_path
+from convatlas.data.transforms import Augment
+from convatlas.experiments.small_training import recipe_settings
+from convatlas.networks.registry import model_config
+from convatlas.recognition.task import Recognition
+from convatlas.training.optim import learning_rate
+from convatlas.training.settings import Training
+from convatlas.training.task import split_settings
+
+RECIPES = {path.stem for path in recipe_path(Recognition, "inceptionnext").parent.glob("*.yaml")}
+#: The network of each recipe, small enough for a test.
+TINY: dict[str, dict[str, Any]] = {
+    "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "inceptionnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "inceptionnext_base_384": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
+    "eca_mobilenet_v2": {"width_mult": 0.1},
+}
+#: Learning rate at the beginning of an epoch, as published.
+RATES = {
+    "inceptionnext": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
+    "inceptionnext_atto": {0: 5e-7, 5: 1e-3, 600: 5e-7, 609: 5e-7},
+    "inceptionnext_base_384": {0: 5e-5, 15: 5e-5, 29: 5e-5},
+    "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
+    "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
+    "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
+}
+BATCHES = {
+    "inceptionnext": 4096,
+    "inceptionnext_atto": 1280,
+    "inceptionnext_base_384": 1024,
+    "convnext_study": 4096,
+    "eca_resnet": 256,
+    "eca_mobilenet_v2": 96,
+}
+#: What the network of a recipe has to bring along.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "inceptionnext": {"drop_path": 0.1},
+    "inceptionnext_atto": {"drop_path": 0.1, "band_kernel_size": 9},
+    "inceptionnext_base_384": {"drop_path": 0.7, "dropout": 0.5},
+    "convnext_study": {"drop_path": 0.1, "kernel_size": 7},
+    "eca_resnet": {"eca_kernel_sizes": (3, 5, 5, 7)},
+    "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
+}
+each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
+
+
+def test_every_recipe_is_tested() -> None:
+    assert set(TINY) == set(RATES) == set(BATCHES) == set(NETWORKS) == RECIPES
+
+
+@each_recipe
+def test_keys_are_settings(recipe: str) -> None:
+    settings = recipe_settings(recipe)
+    fields = {entry.name for cls in (Recognition, Training) for entry in dataclasses.fields(cls) if entry.init}
+    assert set(settings) <= fields
+    assert set(settings["augment"]) <= {entry.name for entry in dataclasses.fields(Augment)}
+    task, training = split_settings(Recognition, settings)
+    for name, value in settings.items():
+        holder: Any = training if hasattr(training, name) else task
+        assert name == "augment" or getattr(holder, name) == value
+    for name, value in settings["augment"].items():
+        assert getattr(task.augment, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+@each_recipe
+def test_published_numbers(recipe: str) -> None:
+    task, training = split_settings(Recognition, recipe_settings(recipe))
+    assert training.batch_size * training.accumulate == BATCHES[recipe]
+    assert training.devices == 1
+    steps = 1_281_167 // BATCHES[recipe]
+    for epoch, rate in RATES[recipe].items():
+        assert learning_rate(training, epoch * steps, steps) == pytest.approx(rate, rel=1e-9)
+    config: Any = model_config(task.model)
+    assert {name: getattr(config, name) for name in NETWORKS[recipe]} == NETWORKS[recipe]
+    assert task.image_size == config.preprocess.size
+
+
+@each_recipe
+def test_published_augmentation(recipe: str) -> None:
+    task, training = split_settings(Recognition, recipe_settings(recipe))
+    augment = task.augment
+    assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.5)
+    assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
+    mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
+    strong = (0.1, 0.25, "rand-m9-mstd0.5-inc1")
+    assert mixed == {
+        "inceptionnext": (0.8, 1.0, *strong),
+        "inceptionnext_atto": (0.2, 1.0, 0.1, 0.1, "rand-m5-mstd0.5-inc1"),
+        "inceptionnext_base_384": (0.0, 0.0, *strong),
+        "convnext_study": (0.8, 1.0, *strong),
+    }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
+    averaged = recipe in ("inceptionnext_base_384", "convnext_study")
+    assert training.ema == (0.9999 if averaged else None)
+    decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5}
+    assert training.weight_decay == decay.get(recipe, 0.05)
+    assert training.optimizer == ("sgd" if recipe in decay else "adamw")
+    assert training.momentum == 0.9
+
+
+def test_warm_up_is_linear() -> None:
+    _, training = split_settings(Recognition, recipe_settings("inceptionnext"))
+    assert learning_rate(training, 10 * 312, 312) == pytest.approx((1e-6 + 4e-3) / 2)
+    assert learning_rate(training, 10 * 312 + 156, 312) == pytest.approx(1e-6 + (4e-3 - 1e-6) * 10.5 / 20)
+
+
+@each_recipe
+def test_trains(recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {
+        "run": str(tmp_path / "run"),
+        "data": str(pictures),
+        "options": json.dumps(TINY[recipe]),
+        "image_size": 32,
+        "weights": "null",
+        "epochs": 1,
+        "batch_size": 8,
+        "accumulate": 1,
+        "warmup_epochs": 0,
+        "cooldown_epochs": 0,
+        "accelerator": "cpu",
+    }
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    assert main(["train", "recognition", f"--recipe={recipe}", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "convatlas report 1"
+    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").stat().st_size > 1000
+    rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2
+    values = dict(zip(rows[0].split(","), map(float, rows[1].split(",")), strict=True))
+    assert values["step"] == 1
+    assert 0 < values["train_loss"] < 5
