@@ -188,6 +188,7 @@ OTHER_VERBS = [
         2,
         "unknown setting 'image_sice': did you mean image_size",
     ),
+    ("compare", "recognition --models resnet18,resnet34 --devices 2", 2, "compare trains on one device, got devices 2"),
     ("compare", "recognition --models {{a", 2, "--models is no valid mapping: {a"),
     ("compare", "recognition --models resnet18,resnet34 --resume", 2, "--resume needs --out"),
     ("compare", "recognition --models resnet18,resnet34 --out {run}", 1, "already exists"),

@@ -232,3 +232,18 @@ def test_ctrl_c_in_a_terminal_stops_the_command_itself(tmp_path: Path, data: Pat
     how = f"stopped by SIGINT; go on with 'convatlas train recognition --resume {run}'"
     assert out.read_text() == f"convatlas train: error: {how}\n"
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["position"] > [0, 1]
+
+
+def test_two_devices_share_the_work_of_one_run(tmp_path: Path, data: Path):
+    """Lightning starts the command once more for the second device; both must use the folder that the first chose."""
+    given = [word for word in words(data, tmp_path, epochs=2, workers=0) if not word.startswith("--run=")]
+    command = [sys.executable, "-m", "convatlas.cli.main", *given, "--devices=2", "--accelerator=cpu", "--json"]
+    environment = {**os.environ, "CONVATLAS_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["title"] == "Recognition with inceptionnext_atto"
+    (run,) = (tmp_path / "runs").iterdir()
+    with (run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [3, 6]  # 43 images, 22 for each device: 6 batches, of which 2 make a step
+    assert load_file(run / "checkpoints" / "best.safetensors")

@@ -74,7 +74,7 @@ def test_help_explains_every_setting_with_type_and_default(parser: SettingsParse
     assert "passes over the training data (an integer, default: 20)" in lines
     assert "(a number or null, default: null)" in lines
     assert "(one of adamw, sgd, lion, default: adamw)" in lines
-    assert "(an integer or auto, default: auto)" in lines
+    assert "(an integer or auto, default: 1)" in lines
     for word in ("``", "Literal[", "Union[", "<class", " | "):
         assert word not in text
     for action in parser._actions:

@@ -301,7 +301,7 @@ def test_a_run_that_fails_at_once_leaves_its_folder_free(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accelerator": "gpu"}, "accelerator gpu and devices auto cannot be had on this machine"),
+        ({"accelerator": "gpu"}, "accelerator gpu and devices 1 cannot be had on this machine"),
         ({"precision": "16"}, "precision must be 32 or bf16 on this machine, got 16"),
     ],
 )

@@ -134,7 +134,10 @@ class GradientTask(Task):
         if is_helper():  # the first process sees to the folder and to the report
             seed_everything(training.seed)
             self.prepare()
-            fit(self, Run(run), training)
+            try:
+                fit(self, Run(run), training)
+            except Interrupted as stopped:
+                raise SystemExit(stopped.exit_code) from None
             raise SystemExit(0)
         if resume:
             opened = Run.open(run)
