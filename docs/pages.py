@@ -44,7 +44,14 @@ def _page(card: Card) -> str:
     if not card.available:
         return "\n".join([*lines, "!!! note", "    This system is planned and not part of this version.", ""])
     if card.models:
-        lines += ["## Models", "", "```python", *(f'convatlas.create_model("{name}")' for name in card.models), "```", ""]
+        lines += [
+            "## Models",
+            "",
+            "```python",
+            *(f'convatlas.create_model("{name}")' for name in card.models),
+            "```",
+            "",
+        ]
     lines += ["## Test its claim", "", "```bash", f"convatlas reproduce {card.slug}", "```", "", "## Reference", ""]
     for module in card.modules:
         if module.startswith("experiments."):

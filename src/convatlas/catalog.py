@@ -1,7 +1,7 @@
 """What convatlas holds, answered from data and file names: nothing here imports torch or the code it describes.
 
-`cards.toml` has one card per published system. Names that a user types (models, tasks, experiments) are looked up in the
-package's own source by reading it, so a new file is in the catalogue by being there.
+`cards.toml` has one card per published system. Names that a user types (models, tasks, experiments) are looked up in
+the package's own source by reading it, so a new file is in the catalogue by being there.
 """
 
 from __future__ import annotations

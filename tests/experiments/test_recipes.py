@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from convatlas.cli.main import main
-from convatlas.cli.train import recipe_path
 from convatlas.data.transforms import Augment
 from convatlas.experiments.small_training import recipe_settings
 from convatlas.networks.registry import model_config
@@ -19,7 +18,7 @@ from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
-RECIPES = {path.stem for path in recipe_path(Recognition, "inceptionnext").parent.glob("*.yaml")}
+RECIPES = set(Recognition.recipes())
 #: The network of each recipe, small enough for a test.
 TINY: dict[str, dict[str, Any]] = {
     "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},

@@ -52,7 +52,7 @@ class Case:
             raise KeyError(f"{self.system}/{self.name}: the adapter does not handle {sorted(left)}")
 
     def gradients(self, model: nn.Module, output: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of sum(output * cotangent): one for each of ``inputs``, and one for each weight by its reference name."""
+        """Gradients of sum(output * cotangent) by ``inputs``, and by each weight under its reference name."""
         (output * self.inputs["cotangent"]).sum().backward()
         found = {name: tensor.grad for name, tensor in inputs.items()}
         parameters = dict(model.named_parameters())

@@ -82,7 +82,7 @@ def test_published_weights_come_from_the_first_file_of_the_manifest(monkeypatch:
 
 
 def test_published_weights_need_a_published_file(monkeypatch):
-    with pytest.raises(Unsupported, match="by hand from https://github.com/BangguWu/ECANet; give the file's path"):
+    with pytest.raises(Unsupported, match=r"by hand from https://github\.com/BangguWu/ECANet; give the file's path"):
         create_model("eca_resnet18", weights="published", depths=(1,), widths=(8,), eca_kernel_sizes="3")
     monkeypatch.setattr(registry, "published_files", lambda name: ())
     with pytest.raises(Unsupported, match="no published weights are known for convnext_tiny"):

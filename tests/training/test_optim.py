@@ -74,6 +74,8 @@ def test_one_dimensional_parameters_are_not_decayed_and_frozen_ones_left_out():
     decayed = {id(p) for group in groups if group["weight_decay"] == 0.3 for p in group["params"]}
     others = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     assert decayed == {id(model[0].weight)}
+    (single,) = parameter_groups(model, weight_decay=0.3, decay_all=True)
+    assert {id(p) for p in single["params"]} == decayed | others
     assert others == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)}
     assert {group["lr_scale"] for group in groups} == {1.0}
 

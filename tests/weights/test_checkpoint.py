@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from convatlas.weights.checkpoint import find_parts, read_checkpoint
 from convatlas.errors import CheckpointError, MissingExtra
+from convatlas.weights.checkpoint import find_parts, read_checkpoint
 
 
 def test_formats_are_told_from_the_content(tmp_path: Path) -> None:

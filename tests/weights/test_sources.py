@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from convatlas.weights import sources
 from convatlas.errors import CheckpointError
+from convatlas.weights import sources
 from convatlas.weights.sources import locate
 
 CONTENT = bytes(range(256)) * 40

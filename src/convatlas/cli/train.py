@@ -7,18 +7,16 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.catalog import TASKS
 from convatlas.cli.parser import Parser, UsageError, choose_task, fresh_folder
-from convatlas.errors import unknown
 
 if TYPE_CHECKING:
     from convatlas.training.arguments import SettingsParser
 
-__all__ = ["built", "output_to_stderr", "recipe_path", "run", "task_parser", "with_recipe"]
+__all__ = ["built", "output_to_stderr", "run", "task_parser", "with_recipe"]
 
 _RUN = "CONVATLAS_RUN"
 
@@ -80,7 +78,7 @@ def task_parser(cls: type[Any], verb: str, usage: str) -> SettingsParser:
     prog, summary = f"convatlas {verb} {cls.name}", (cls.__doc__ or "").strip().splitlines()[0]
     parser = SettingsParser(prog=prog, description=summary, usage=f"{prog} {usage}")
     parser.add_argument("--config", action="config", help="YAML file with settings, e.g. the config.yaml of a run")
-    parser.add_argument("--recipe", type=str | None, help=f"published recipe: {', '.join(_recipes(cls)) or 'none yet'}")
+    parser.add_argument("--recipe", type=str | None, help=f"published recipe: {', '.join(cls.recipes()) or 'none yet'}")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in YAML files")
     parser.add_class_arguments(cls, help="settings of the task")
@@ -103,23 +101,6 @@ def built(parser: SettingsParser, arguments: Any, cls: type[Any]) -> tuple[Any, 
     return task, Training(**{entry.name: values[entry.name] for entry in dataclasses.fields(Training)})
 
 
-def recipe_path(cls: type[Any], name: str) -> Path:
-    """The file of a published recipe.
-
-    Raises:
-        UnknownName: there is no such recipe.
-    """
-    recipes = _recipes(cls)
-    if name not in recipes:
-        raise unknown(f"recipe of {cls.name}", name, recipes)
-    return recipes[name]
-
-
-def _recipes(cls: type[Any]) -> dict[str, Path]:
-    folder = Path(str(resources.files(cls.__module__.rpartition(".")[0]))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def with_recipe(words: list[str], cls: type[Any]) -> list[str]:
     """Put a recipe's file before all other settings, so that they override it."""
     for index, word in enumerate(words):
@@ -127,7 +108,7 @@ def with_recipe(words: list[str], cls: type[Any]) -> list[str]:
         if word == "--recipe" and index + 1 < len(words):
             name = words[index + 1]
         if name:
-            return ["--config", str(recipe_path(cls, name)), *words]
+            return ["--config", str(cls.recipe(name)), *words]
     return words
 
 

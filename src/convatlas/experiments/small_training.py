@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from convatlas.data.images import ImageSet, read_images, stratified_split
 from convatlas.data.transforms import Preprocess
-from convatlas.errors import CheckpointError, Unsupported, unknown
+from convatlas.errors import CheckpointError, Unsupported
 from convatlas.networks.registry import create_model, published_files
 from convatlas.recognition.reports import quality
 from convatlas.recognition.task import Recognition
@@ -213,11 +212,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
     Raises:
         UnknownName: there is no such recipe.
     """
-    folder = resources.files("convatlas.recognition").joinpath("recipes")
-    files = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    if name not in files:
-        raise unknown("recipe of recognition", name, files)
-    settings: dict[str, Any] = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    settings: dict[str, Any] = yaml.safe_load(Recognition.recipe(name).read_text(encoding="utf-8"))
     return settings
 
 

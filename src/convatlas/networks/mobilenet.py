@@ -215,8 +215,6 @@ PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
         ),
     ),
     "eca_mobilenet_v2": (
-        PublishedFile(
-            "https://github.com/BangguWu/ECANet", "MIT", {"ImageNet-1K top-1 [%]": 72.56}, by_hand=True
-        ),
+        PublishedFile("https://github.com/BangguWu/ECANet", "MIT", {"ImageNet-1K top-1 [%]": 72.56}, by_hand=True),
     ),
 }

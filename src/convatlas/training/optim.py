@@ -67,10 +67,13 @@ class Lion(Optimizer):
         return loss
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Split the trainable parameters by weight decay (none for 1-D ones) and by layer-wise learning rate.
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, decay_all: bool = False
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters by weight decay and by layer-wise learning rate.
 
-    Every group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it.
+    1-D parameters are not decayed, unless ``decay_all``. Every group has ``lr_scale``: 1 at the head, times
+    ``layer_decay`` for each layer below it.
 
     Raises:
         Unsupported: layer_decay is not 1 and the model does not name its layers.
@@ -87,7 +90,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.dim() > 1 else 0.0
+            decay = weight_decay if parameter.dim() > 1 or decay_all else 0.0
             groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
@@ -97,7 +100,12 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 
 def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
     """The optimizer that the settings ask for, over the trainable parameters of ``model``."""
-    groups = parameter_groups(model, weight_decay=training.weight_decay, layer_decay=training.layer_decay)
+    groups = parameter_groups(
+        model,
+        weight_decay=training.weight_decay,
+        layer_decay=training.layer_decay,
+        decay_all=training.decay_all,
+    )
     for group in groups:
         group["lr"] = training.lr * group["lr_scale"]
     if training.optimizer == "sgd":

@@ -24,7 +24,8 @@ class Training:
         batch_size: samples of one forward pass on one device.
         optimizer: ``adamw``, ``sgd`` (with Nesterov-free momentum) or ``lion``.
         lr: peak learning rate.
-        weight_decay: decoupled for adamw and lion, L2 for sgd; not applied to biases, norms and other 1-D parameters.
+        weight_decay: decoupled for adamw and lion, L2 for sgd.
+        decay_all: whether biases, norms and other 1-D parameters decay too.
         momentum: of sgd; of the others it is their first beta.
         schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs``), ``exponential`` (the
             same, but a little at every step) or ``constant``; all begin with the warm-up.
@@ -54,6 +55,7 @@ class Training:
     optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    decay_all: bool = False
     momentum: float = 0.9
     schedule: Literal["cosine", "step", "exponential", "constant"] = "cosine"
     warmup_epochs: float = 1

@@ -7,6 +7,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -55,6 +56,24 @@ class Task(ABC):
     @abstractmethod
     def load(cls, source: str | Path) -> Self:
         """Read a trained task back from a run folder or from the file that `save` wrote."""
+
+    @classmethod
+    def recipes(cls) -> dict[str, Path]:
+        """Published training recipes by name: YAML files of settings in the folder ``recipes`` beside the task."""
+        folder = Path(str(resources.files(cls.__module__.rpartition(".")[0]))) / "recipes"
+        return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+    @classmethod
+    def recipe(cls, name: str) -> Path:
+        """The file of one recipe.
+
+        Raises:
+            UnknownName: there is no such recipe.
+        """
+        recipes = cls.recipes()
+        if name not in recipes:
+            raise unknown(f"recipe of {cls.name}", name, recipes)
+        return recipes[name]
 
     @classmethod
     def require(cls, verb: str) -> None:
