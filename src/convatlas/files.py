@@ -33,6 +33,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(mask)
         part.chmod(0o666 & ~mask)  # mkstemp makes private files; what users get follows their umask
         os.replace(part, target)
+    except OSError as error:
+        error.filename = str(target)  # the user knows this file, not the temporary one
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -82,6 +82,8 @@ class Server:
 
 
 def _serve() -> None:
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     torch.set_num_threads(1)

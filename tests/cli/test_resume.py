@@ -167,6 +167,15 @@ def test_a_second_signal_does_not_wait(server: Server, data: Path, whole: Path):
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("number", [INT, TERM])
+def test_workers_that_get_the_signal_too_still_give_the_batches_of_the_step(server: Server, data: Path, number: int):
+    run = server.folder / f"workers{number}"
+    ended = server(*words(data, run, accumulate=9, workers=1), stop=Stop(BATCH, 2, (number,)))
+    assert ended.code == 128 + number
+    assert ended.err.startswith(f"convatlas train: error: stopped by {signal.Signals(number).name}; go on with ")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["position"] == [0, 9]
+
+
 def test_a_signal_while_the_report_is_made_is_told_and_made_up_for(server: Server, data: Path, whole: Path):
     run = server.folder / "report"
     ended = server(*words(data, run), stop=Stop(REPORT, 1, (INT,)))

@@ -123,11 +123,11 @@ def test_the_configuration_holds_every_setting_and_runs_again(run: Run, pictures
 def test_words_override_a_recipe_and_a_recipe_the_defaults(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from convatlas.cli import train
+    from convatlas.recognition.task import Recognition
 
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(yaml.safe_dump({"epochs": 1, "lr": 0.5, "warmup_epochs": 0, "augment": {"hflip": 0.25}}))
-    monkeypatch.setattr(train, "_recipes", lambda cls: {"quick": recipe})
+    monkeypatch.setattr(Recognition, "recipes", lambda: {"quick": recipe})
     data = [f"--data={pictures}", "--options", json.dumps(TINY), "--run", str(tmp_path / "run")]
     for number, words in enumerate((["--recipe", "quick", "--lr", "0.01"], ["--lr=0.01", "--recipe=quick"])):
         data[-1] = str(tmp_path / f"run{number}")

@@ -78,6 +78,10 @@ def test_one_dimensional_parameters_are_not_decayed_and_frozen_ones_left_out():
     assert {id(p) for p in single["params"]} == decayed | others
     assert others == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)}
     assert {group["lr_scale"] for group in groups} == {1.0}
+    everything = parameter_groups(model, weight_decay=0.3, decay_all=True)
+    assert [(group["weight_decay"], len(group["params"])) for group in everything] == [(0.3, 5)]
+    optimizer = make_optimizer(model, Training(weight_decay=0.3, decay_all=True))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
 
 
 @pytest.mark.parametrize("name", ["inceptionnext_atto", "resnet18", "mobilenet_v2", "convnext_tiny"])

@@ -321,7 +321,8 @@ class Bars:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        _freeze(self, values={name: float(value) for name, value in self.values.items()})
+        # Counts stay whole numbers, which are shown without a point.
+        _freeze(self, values={name: v if isinstance(v, int) else float(v) for name, v in self.values.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,8 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         # What docstrings mark as code needs no marks here, and the type says itself what it is.
-        return super()._expand_help(action).replace("``", "'").replace(". (type: ", " (").replace("(type: ", "(")
+        text = super()._expand_help(action).replace("``", "'").replace(". (type: ", " (")
+        return text.replace("(type: ", "(").replace("(required, type: ", "(required, ")
 
 
 def _in_words(hint: Any) -> str:
