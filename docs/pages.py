@@ -37,9 +37,9 @@ def _index() -> str:
 def _page(card: Card) -> str:
     lines = [f"# {card.slug}", "", card.purpose, ""]
     for paper in card.papers:
-        where = ", ".join(part for part in (paper.venue, str(paper.year)) if part)
-        link = f" [arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
-        lines.append(f"- *{paper.title}*, {where}.{link}")
+        link = f"[arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}) ({paper.year})" if paper.arxiv else None
+        where = ", ".join(part for part in (paper.venue, link) if part) or str(paper.year)
+        lines.append(f"- *{paper.title}*, {where}")
     lines += ["", "## What it offers", "", *(f"- {offer}" for offer in card.offers), ""]
     if not card.available:
         return "\n".join([*lines, "!!! note", "    This system is planned and not part of this version.", ""])
@@ -57,6 +57,6 @@ def _page(card: Card) -> str:
         if module.startswith("experiments."):
             continue
         for name in public_names(module):
-            if not name.isupper():
+            if name not in ("VARIANTS", "PUBLISHED"):
                 lines += [f"::: convatlas.{module}.{name}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
