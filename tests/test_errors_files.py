@@ -125,3 +125,12 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         write_text(tmp_path / "file" / "below.txt", "x")
+
+
+def test_an_error_of_the_disk_names_the_file_and_not_its_temporary_name(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(tmp_path / "a.txt") as part:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    with pytest.raises(OSError, match="in words"), atomic_path(tmp_path / "a.txt"):
+        raise OSError("in words")
+    assert list(tmp_path.iterdir()) == []

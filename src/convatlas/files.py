@@ -34,7 +34,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.chmod(0o666 & ~mask)  # mkstemp makes private files; what users get follows their umask
         os.replace(part, target)
     except OSError as error:
-        error.filename = str(target)  # the user knows this file, not the temporary one
+        if error.errno is not None:  # the user knows this file, not the temporary one
+            error.filename = str(target)
         raise
     finally:
         part.unlink(missing_ok=True)
