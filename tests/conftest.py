@@ -17,8 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """The suite runs one process a core; more threads than that only wait for each other."""
+def _same_every_time() -> None:
+    """One thread, since the suite runs one process a core; and the same random numbers whatever ran before."""
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)
