@@ -1,5 +1,6 @@
 # make demo   trains two small networks on real digits and writes a report
 # make test   runs the whole test suite
+# make quick  runs the first case of every short test
 # make lint   style and types
 # make docs   builds the documentation into site/
 # Everything is installed into .venv; delete the folder to start over.

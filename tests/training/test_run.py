@@ -67,10 +67,10 @@ def test_a_used_folder_is_refused(tmp_path: Path):
 
 def test_an_empty_folder_and_one_with_half_a_file_can_be_used(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    Run.create(tmp_path / "empty", "toy", {})
+    assert Run.create(tmp_path / "empty", "toy", {}).settings() == {"task": "toy"}
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".config.yaml.x1.part").write_text("task")
-    Run.create(tmp_path / "killed", "toy", {})
+    assert Run.create(tmp_path / "killed", "toy", {}).settings() == {"task": "toy"}
 
 
 def test_what_is_no_run_is_not_opened(tmp_path: Path):
