@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from battery.subjects import LAYERS, NETWORKS, OPERATORS
+from battery.entries import CONVS, LAYERS, NETWORKS, OPERATORS
 from convatlas.networks.base import BackboneConfig
 from convatlas.networks.registry import model_config
 
@@ -16,6 +16,7 @@ SUBJECTS: dict[str, Iterable[Any]] = {
     "network": NETWORKS,
     "backbone": [entry for entry in NETWORKS if isinstance(model_config(entry.model), BackboneConfig)],
     "layer": LAYERS,
+    "conv": CONVS,
     "operator": OPERATORS,
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from battery.compare import assert_close, assert_near, loss
 from battery.subjects import Arguments, Operator
@@ -82,6 +83,15 @@ def test_auto_reaches_every_fast_backend(operator: Operator):
         example = arguments()
         assert chosen(operator.name, *example) == backend
         assert_close(operator.function(*example), operator.function(*example, backend="naive"))
+
+
+def test_auto_reaches_the_backends_of_a_gpu(operator: Operator):
+    # Nothing is computed, so no GPU is needed.
+    for backend, arguments in operator.reaching_on_gpu.items():
+        example = arguments()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            on_gpu = cast(example, lambda x: torch.empty_like(x, device="cuda"))
+            assert chosen(operator.name, *on_gpu) == backend
 
 
 def test_auto_takes_a_backend_that_serves(operator: Operator):

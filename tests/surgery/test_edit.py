@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from battery.subjects import NETWORKS, Network
+from battery.entries import NETWORKS
+from battery.subjects import Network
 from convatlas.errors import Unsupported
 from convatlas.networks.registry import create_model
 from convatlas.nn.mixers.eca import ECA

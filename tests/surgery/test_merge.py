@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from battery.subjects import NETWORKS, Network
+from battery.entries import NETWORKS
+from battery.subjects import Network
 from convatlas.errors import Unsupported
 from convatlas.networks.registry import create_model
 from convatlas.nn.mixers.inception import InceptionDWConv2d
