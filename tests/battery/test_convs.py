@@ -76,11 +76,12 @@ def test_takes_the_place_of_a_plain_convolution(conv: Conv):
 
 
 def test_refuses_what_it_cannot_represent(conv: Conv):
-    for label, arguments in conv.refused.items():
+    for arguments in conv.refused.values():
         plain = conv.plain(*conv.channels, **arguments)
         with pytest.raises(Unsupported):
             conv.kind.from_conv(plain, **conv.options)
-        pytest.raises(ValueError, conv.kind, *conv.channels, **arguments, **conv.options), label
+        with pytest.raises(ValueError, match=r"\w"):
+            conv.kind(*conv.channels, **{**arguments, **conv.options})
     with pytest.raises(Unsupported, match="Linear"):
         conv.kind.from_conv(nn.Linear(8, 8), **conv.options)
 
