@@ -18,13 +18,13 @@ from convatlas.analysis.linear_interpreter.replay import Tape, check_model, reco
 from convatlas.analysis.linear_interpreter.rules import Mode
 from convatlas.files import atomic_path
 
-__all__ = ["Index", "Interpretation", "LinearInterpreter", "Singular"]
+__all__ = ["CANCELLATION", "Index", "Interpretation", "LinearInterpreter", "Singular"]
 
 #: One element of the output or the input of one sample: its place in the flattened tensor, or one index an axis.
 Index: TypeAlias = int | Sequence[int]
 
 #: Warn where A x0 and r nearly cancel: above this (|A x0| + |r|) / |y|.
-_CANCELLATION = 10.0
+CANCELLATION = 10.0
 #: Vectors of the subspace iteration beyond those asked for.
 _SPARE = 5
 
@@ -183,7 +183,7 @@ class Interpretation:
         """
         with torch.no_grad():
             r = self.apply(torch.zeros_like(self.x0), bias=True)
-        if self._cancellation(r) > _CANCELLATION:
+        if self._cancellation(r) > CANCELLATION:
             warnings.warn(
                 f"A x0 and r nearly cancel: (|A x0| + |r|) / |y| is {self._cancellation(r):.3g}", stacklevel=3
             )
@@ -380,8 +380,9 @@ class Interpretation:
         if len(self.x0) == 1 and math.prod(self.shape) <= max_entries:
             arrays["A"] = self.matrix(max_entries=max_entries)
         path = Path(path)
+        plain: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **{name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()})
+            np.savez(file, **plain)
         return path
 
 

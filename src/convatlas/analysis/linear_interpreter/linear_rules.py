@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,11 +115,22 @@ def _same(call: Call) -> Frozen:
     return Frozen(lambda z: z, decides=False)
 
 
+def _conjugate(call: Call) -> Frozen:
+    # A view that conjugates when it is read would not be read so within a forward pass.
+    return Frozen(lambda z: z.conj_physical(), decides=False)
+
+
+def _negated(call: Call) -> Frozen:
+    return Frozen(lambda z: -z, decides=False)
+
+
 LINEAR_RULES |= {
     "aten::constant_pad_nd": _pad,
     "aten::_to_copy": _cast,
     "aten::copy": _spread,
     "aten::fill": _spread,
+    "aten::_conj": _conjugate,
+    "aten::_neg_view": _negated,
     **{f"aten::{name}": _same for name in ("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy")},
 }
 
@@ -126,6 +138,7 @@ LINEAR_RULES |= {
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def view_rule(function: Any) -> Rule | None:
     """The rule of an operation that returns views of its first argument; None for any other."""
     if function.name() == "aten::view.dtype":
@@ -146,9 +159,8 @@ def _view(call: Call) -> Frozen:
         return Frozen(lambda z: torch.view_as_complex(z.contiguous()), decides=False)
     if name == "as_strided":
         return _as_strided(call)
-    function, rest, options = call.function, call.args[1:], call.kwargs
-    if name.endswith("_"):
-        function = getattr(getattr(_aten, name.removesuffix("_")), function._overloadname)
+    # Of a view in place, the form that leaves its argument alone.
+    function, rest, options = getattr(_aten, name.removesuffix("_")), call.args[1:], call.kwargs
     return Frozen(lambda z: function(z, *rest, **options), many=not isinstance(call.output, Tensor), decides=False)
 
 
@@ -247,7 +259,16 @@ def _matrix_product(a: str, b: str) -> Rule:
     return lambda call: _product(call, call.function, a, b, tie=a)
 
 
+def _bilinear(call: Call) -> Any:
+    """The operation of `torch.nn.Bilinear`."""
+    weight, expansions = call["i2"], call.args[3:]
+    if "i2" in call.moving_names:
+        return NotImplemented
+    return _product(call, lambda x, y: _aten._trilinear(x, weight, y, *expansions), "i1", "i3", tie="i3")
+
+
 LINEAR_RULES |= {
+    "aten::_trilinear": _bilinear,
     "aten::mul": _multiply,
     "aten::mm": _matrix_product("self", "mat2"),
     "aten::bmm": _matrix_product("self", "mat2"),

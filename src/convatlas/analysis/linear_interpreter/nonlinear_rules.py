@@ -69,6 +69,7 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Call], Any]] = {
     "elu": lambda h, f, call: _aten.elu_backward(
         torch.ones_like(h), call["alpha"], call["scale"], call["input_scale"], False, h
     ),
+    "celu": lambda h, f, call: (h.clamp(max=0) / call["alpha"]).exp(),
     "softplus": lambda h, f, call: _aten.softplus_backward(torch.ones_like(h), h, call["beta"], call["threshold"]),
     "log_sigmoid_forward": lambda h, f, _: torch.sigmoid(-h),
     "softshrink": lambda h, f, call: h.abs() > call["lambd"],
@@ -117,7 +118,7 @@ def _pointwise(name: str) -> Rule:
         (h,) = call.values
         f = call.output if isinstance(call.output, Tensor) else call.output[0]
         if h.is_complex() and not f.is_complex():  # the modulus: Re(z h*) / |h|
-            direction = h.sgn().conj()
+            direction = h.sgn().conj_physical()
             return Frozen(lambda z: (z * direction).real)
         if call.mode == "tangent":
             slope = _DERIVATIVES[name](h, f, call)
@@ -163,7 +164,7 @@ def _larger(sign: int) -> Rule:
 NONLINEAR_RULES |= {"aten::glu": _glu, "aten::maximum": _larger(1), "aten::minimum": _larger(-1)}
 
 
-# -- choices: the place that was chosen for x0 is read ------------------------------------------------------------------
+# -- choices: the place that was chosen for x0 is read -----------------------------------------------------------------
 
 
 def _pooled(dims: int) -> Rule:
@@ -208,7 +209,7 @@ NONLINEAR_RULES |= {
 }
 
 
-# -- normalisation: statistics are frozen -------------------------------------------------------------------------------
+# -- normalisation: statistics are frozen ------------------------------------------------------------------------------
 
 
 def _normalised(
@@ -288,7 +289,7 @@ NONLINEAR_RULES |= {
 }
 
 
-# -- statistics as operations of their own ------------------------------------------------------------------------------
+# -- statistics as operations of their own -----------------------------------------------------------------------------
 
 
 def _vector_norm(call: Call) -> Frozen:
@@ -340,7 +341,7 @@ NONLINEAR_RULES |= {
 }
 
 
-# -- softmax and attention: the map is a frozen gate ----------------------------------------------------------------------
+# -- softmax and attention: the map is a frozen gate -------------------------------------------------------------------
 
 
 def _softmax(call: Call) -> Frozen | None:

@@ -63,9 +63,8 @@ class Tape:
             results = evaluate(step.frozen, [held[place] for place in step.inputs], bias)
             for place in step.done:
                 del held[place]
-            for output, value in zip(step.outputs, results, strict=True):
-                if output is not None and value is not None:
-                    held[output] = value
+            pairs = zip(step.outputs, results, strict=True)
+            held |= {place: value for place, value in pairs if place is not None and value is not None}
         return held[self._result]
 
     def __len__(self) -> int:
@@ -98,7 +97,7 @@ class _Beside(Tracker[Tensor]):
                 "or register one with register_rule"
             )
         probes = [evaluate(frozen, probe, self.bias) for probe in zip(*z, strict=True)]
-        results = [None if parts[0] is None else torch.stack(parts) for parts in zip(*probes, strict=True)]  # type: ignore[arg-type]
+        results = [None if parts[0] is None else torch.stack(parts) for parts in zip(*probes, strict=True)]
         return results + [None] * (len(outputs) - len(results))
 
 
@@ -214,6 +213,12 @@ class LinearScope:
             x0, *z = both.detach().chunk(parts)
             scope = _Beside(self.mode, self.bias)
             result = scope.run(self.model, forward, x0.clone(), torch.stack(z), *args, **kwargs)
-            return tree_map_only(Tensor, lambda leaf: torch.cat([leaf, *scope.z_of(leaf)]), result)
+            return tree_map_only(Tensor, lambda leaf: _joined(leaf, scope.z_of(leaf)), result)
 
         return run
+
+
+def _joined(y: Tensor, z: Tensor) -> Tensor:
+    if not y.dim():
+        raise Unsupported("LinearScope needs outputs with a batch axis, got a number; use LinearInterpreter")
+    return torch.cat([y, *z])

@@ -37,7 +37,7 @@ class Frozen(NamedTuple):
     """
 
     linear: Callable[..., Any]
-    bias: Tensor | float | tuple[Any, ...] | Callable[[], Tensor] | None | Literal["missing"] = None
+    bias: Tensor | float | tuple[Any, ...] | Callable[[], Tensor] | Literal["missing"] | None = None
     many: bool = False
     decides: bool = True
     gate: bool = False
@@ -101,7 +101,9 @@ class Call:
 
     def track(self, name: str) -> Track:
         """What is known of a moving argument."""
-        return next(track for track, own in zip(self.tracks, self.names, strict=True) if own == name and track is not None)
+        return next(
+            track for track, own in zip(self.tracks, self.names, strict=True) if own == name and track is not None
+        )
 
     def on(self, *names: str, zeroed: Sequence[str] = ()) -> Callable[..., Any]:
         """The operation as a function of its moving arguments of these names.

@@ -1,4 +1,4 @@
-"""Run a model on x0 and see every operation that depends on x0, whether a module, a function or a method asks for it."""
+"""Run a model on x0 and see every operation that depends on x0, whoever asks for it: module, function or method."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Place(NamedTuple):
 
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: Any
     bytes: int
 
     @classmethod
@@ -67,7 +67,7 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
     """
 
     def __init__(self, mode: Mode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mode = mode
         self._known = WeakTensorKeyDictionary()
         #: Tensors that depend on x0 but are constant to the replay -> the operation that froze them.
@@ -78,6 +78,11 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
         self._captured: dict[StorageWeakRef, list[weakref.ref[Tensor]]] = defaultdict(list)
         self._modules: list[str] = []
         self._paused = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would import the compiler, which takes longer than most studies.
+        return False
 
     @abstractmethod
     def emit(self, frozen: Frozen, z: Sequence[_Z], outputs: Sequence[Any]) -> list[_Z | None]:
@@ -126,11 +131,13 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
 
     @contextmanager
     def _ruled_modules(self, model: nn.Module) -> Iterator[None]:
+        def as_one(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **kwargs: self.whole(module, forward, args, kwargs)
+
         ruled = [module for module in model.modules() if _find_rule(module) is not None]
         before = [module.__dict__.get("forward") for module in ruled]
         for module in ruled:
-            whole, forward = self.whole, module.forward
-            module.__dict__["forward"] = lambda *a, _m=module, _f=forward, **k: whole(_m, _f, a, k)
+            module.__dict__["forward"] = as_one(module, module.forward)
         try:
             yield
         finally:
@@ -264,7 +271,9 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
             plain = getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_"), None)
             plain = getattr(plain, func._overloadname, None)
             if plain is None or not name.endswith("_"):
-                raise NotImplementedError(f"LinearScope cannot follow what {name_of(func)} writes; use a form without it")
+                raise NotImplementedError(
+                    f"LinearScope cannot follow what {name_of(func)} writes; use a form without it"
+                )
             output = plain(*args, **kwargs)
             self._apply(plain, args, kwargs, inputs, output)
             result = self._known.get(output, result)
@@ -328,9 +337,7 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
         source.clamp_(min=0)
 
         def linear(*z: Tensor) -> Tensor:
-            return torch.where(
-                covered, 0 if over is None else z[-1].reshape(-1)[source], 0 if under is None else z[0]
-            )
+            return torch.where(covered, 0 if over is None else z[-1].reshape(-1)[source], 0 if under is None else z[0])
 
         bias = None
         if under is None or over is None:
