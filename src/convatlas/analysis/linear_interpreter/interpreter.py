@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -23,10 +24,12 @@ __all__ = ["CANCELLATION", "Index", "Interpretation", "LinearInterpreter", "Sing
 #: One element of the output or the input of one sample: its place in the flattened tensor, or one index an axis.
 Index: TypeAlias = int | Sequence[int]
 
-#: Warn where A x0 and r nearly cancel: above this (|A x0| + |r|) / |y|.
+#: (|A x0| + |r|) / |y| above which A x0 and r nearly cancel.
 CANCELLATION = 10.0
 #: Vectors of the subspace iteration beyond those asked for.
 _SPARE = 5
+#: Shorter side and entries of an A whose singular vectors are sooner had from A itself.
+_SMALL_SIDE, _SMALL = 1024, 1 << 24
 
 
 class Singular(NamedTuple):
@@ -99,8 +102,9 @@ class LinearInterpreter:
             raise ValueError(f"x0 must be a floating-point batch (B, ...), got {shown}")
         with torch.inference_mode(False):
             y, tape = record(self.model, self.mode, x0, args, kwargs, self.output)
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return Interpretation(x0.detach().clone(), y, tape, [(t, t._version) for t in tensors], self.chunk_size)
+        tensors = (tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if not tensor.is_inference())
+        weights = [(tensor, tensor._version) for tensor in tensors]
+        return Interpretation(x0.detach().clone(), y, tape, weights, self.chunk_size)
 
 
 class Interpretation:
@@ -147,17 +151,15 @@ class Interpretation:
             Of the shape of x0, or (P, shape of x0).
         """
         self._check(c, self.output, "c")
-        with torch.enable_grad():
-            z = torch.zeros_like(self.x0, requires_grad=True)
-            y = self._tape.run(z, bias=False)
+
+        def linear(z: Tensor) -> Tensor:
+            return self._tape.run(z, bias=False)
+
+        # The forward replay runs once, every chunk goes back through it.
+        back = torch.func.vjp(linear, torch.zeros_like(self.x0))[1]
         if c.shape == self.output.shape:
-            return torch.autograd.grad(y, z, c)[0]
-        # Every chunk goes back through the same forward replay.
-        parts = [
-            torch.autograd.grad(y, z, part, retain_graph=True, is_grads_batched=True)[0]
-            for part in c.split(self._chunk_size)
-        ]
-        return torch.cat(parts)
+            return back(c)[0]
+        return torch.vmap(lambda one: back(one)[0], chunk_size=self._chunk_size)(c)
 
     def _check(self, value: Tensor, like: Tensor, name: str) -> None:
         shape = tuple(like.shape)
@@ -174,38 +176,37 @@ class Interpretation:
         with torch.no_grad():
             return self.apply(self.x0)
 
-    @cached_property
+    @property
     def residual(self) -> Tensor:
         """r, of the shape of the output: the replay of z = 0 with biases.
 
         Warns:
             UserWarning: A x0 and r nearly cancel, so that either of them says little about y alone.
         """
+        if self.cancellation > CANCELLATION:
+            message = f"A x0 and r nearly cancel: (|A x0| + |r|) / |y| is {self.cancellation:.3g}"
+            warnings.warn(message, stacklevel=2)
+        return self._residual
+
+    @cached_property
+    def _residual(self) -> Tensor:
         with torch.no_grad():
-            r = self.apply(torch.zeros_like(self.x0), bias=True)
-        if self._cancellation(r) > CANCELLATION:
-            warnings.warn(
-                f"A x0 and r nearly cancel: (|A x0| + |r|) / |y| is {self._cancellation(r):.3g}", stacklevel=3
-            )
-        return r
+            return self.apply(torch.zeros_like(self.x0), bias=True)
 
     @property
     def bias_share(self) -> float:
         """|r| / |y|, in the 2-norm over all samples."""
-        return float(self.residual.norm() / self.output.norm())
+        return float(self._residual.norm() / self.output.norm())
 
     @property
     def cancellation(self) -> float:
         """(|A x0| + |r|) / |y|: 1 where the two add up, large where they nearly cancel."""
-        return self._cancellation(self.residual)
-
-    def _cancellation(self, residual: Tensor) -> float:
-        return float(((self.output - residual).norm() + residual.norm()) / self.output.norm())
+        return float((self.linear.norm() + self._residual.norm()) / self.output.norm())
 
     @property
     def error(self) -> float:
         """The largest entry of abs(A x0 + r - y): rounding, if everything is right."""
-        return float((self.linear + self.residual - self.output).abs().max())
+        return float((self.linear + self._residual - self.output).abs().max())
 
     # -- rows and columns ----------------------------------------------------------------------------------------------
 
@@ -245,8 +246,9 @@ class Interpretation:
         """
         rows, columns = self._one_sample("matrix", max_entries)
         with torch.no_grad():
-            combs = self._combs() if self.x0.dim() == self.output.dim() > 2 else None
-            if combs is not None and len(combs) * self.x0.shape[1] < min(rows, columns):
+            combs = self._combs() if self.x0.dim() == self.output.dim() > 2 else []
+            lines, probes = sum(self.x0.shape[2:]), len(combs) * self.x0.shape[1]
+            if combs and lines + probes < min(rows, columns):
                 return self._from_combs(combs)
             if rows <= columns:
                 units = torch.eye(rows, dtype=self.output.dtype, device=self.output.device)
@@ -263,15 +265,15 @@ class Interpretation:
             raise ValueError(f"A would have {count} entries ({rows} x {columns}); use row, column or apply")
         return rows, columns
 
-    def _combs(self) -> list[_Comb] | None:
-        """Sets of positions whose responses do not meet; None where an impulse reaches everything."""
-        teeth = []
+    def _combs(self) -> list[_Comb]:
+        """Sets of positions whose responses do not meet; none where an impulse reaches everything."""
+        reached = []
         for axis in range(2, self.x0.dim()):
-            reached = self._reached(axis)
-            if reached is None:
-                return None
-            teeth.append((reached, _apart(reached)))
-        return [_Comb(teeth, choice) for choice in _choices([len(groups) for _, groups in teeth])]
+            lines = self._reached(axis)
+            if lines is None:
+                return []
+            reached.append(lines)
+        return [_Comb(reached, groups) for groups in itertools.product(*map(_apart, reached))]
 
     def _reached(self, axis: int) -> Tensor | None:
         """For each position on an axis, which positions of the output a change on that line of the input can reach."""
@@ -279,28 +281,27 @@ class Interpretation:
         lines = self.x0.new_zeros(length, *self.x0.shape)
         for position in range(length):
             lines[position].select(axis, position).fill_(math.nan)
-        middle = length // 2
-        if self._nan(lines[middle], others).all():
+        # One line tells where it is no use to go on.
+        if self.apply(lines[length // 2]).isnan().amax(others).all():
             return None
-        return torch.stack([self._nan(line, others) for line in lines])
-
-    def _nan(self, line: Tensor, others: list[int]) -> Tensor:
-        return self.apply(line).isnan().amax(others)
+        return torch.cat(
+            [self.apply(some).isnan().amax([1 + dim for dim in others]) for some in lines.split(self._chunk_size)]
+        )
 
     def _from_combs(self, combs: list[_Comb]) -> Tensor:
-        rows, columns = self.shape
-        places = self.x0.shape[2:]
-        matrix = self.x0.new_zeros(rows, self.x0.shape[1], math.prod(places))
-        for channel in range(self.x0.shape[1]):
-            for comb in combs:
-                probe = torch.zeros_like(self.x0)
-                probe[0, channel][comb.mask(places, probe.device)] = 1
-                response = self.apply(probe)
+        (rows, columns), channels, places = self.shape, self.x0.shape[1], self.x0.shape[2:]
+        matrix = self.x0.new_zeros(rows, channels, math.prod(places))
+        pairs = list(itertools.product(range(channels), combs))
+        for start in range(0, len(pairs), self._chunk_size):
+            some = pairs[start : start + self._chunk_size]
+            probes = self.x0.new_zeros(len(some), *self.x0.shape)
+            for probe, (channel, comb) in zip(probes, some, strict=True):
+                probe[0, channel].view(-1)[comb.impulses(places)] = 1
+            for response, (channel, comb) in zip(self.apply(probes), some, strict=True):
                 # Each element of the output belongs to the one impulse that reaches it, if any.
-                owner = comb.owners(places, self.output.shape[2:], probe.device).expand(self.output.shape[1:])
-                reached = (owner >= 0).reshape(-1)
-                index = owner.reshape(-1)[reached]
-                matrix[reached.nonzero().squeeze(1), channel, index] = response.reshape(-1)[reached]
+                owner = comb.owners(places).expand(self.output.shape[1:]).reshape(-1)
+                element = (owner >= 0).nonzero().squeeze(1)
+                matrix[element, channel, owner[element]] = response.reshape(-1)[element]
         return matrix.view(rows, columns)
 
     def svd(
@@ -319,7 +320,7 @@ class Interpretation:
         if not 1 <= n <= min(rows, columns):
             raise ValueError(f"n must be from 1 to {min(rows, columns)}, got {n}")
         with torch.no_grad():
-            if min(rows, columns) <= 20 * (n + _SPARE) and rows * columns <= 1 << 24:
+            if min(rows, columns) <= _SMALL_SIDE and rows * columns <= _SMALL:
                 u, sigma, vh = torch.linalg.svd(self.matrix(), full_matrices=False)
                 u, sigma, v = u[:, :n], sigma[:n], vh[:n].mT
             else:
@@ -359,24 +360,24 @@ class Interpretation:
         *,
         rows: Sequence[Index] = (),
         columns: Sequence[Index] = (),
-        singular: int = 0,
+        singular: Singular | None = None,
         max_entries: int = 10_000_000,
     ) -> Path:
-        """Write x0, y, A x0 and r into an ``.npz`` file, with the rows, columns and singular triplets asked for.
+        """Write x0, y, A x0 and r into an ``.npz`` file, with the rows and columns asked for and what `svd` gave.
 
         A itself goes in as ``A`` if x0 is one sample and A has no more than ``max_entries``. The other names are
         ``x0``, ``output``, ``linear``, ``residual``, ``rows`` and ``columns`` (one for each asked for, on the first
         axis), ``row_index`` and ``column_index`` (into the flattened output and input), ``u``, ``sigma`` and ``v``.
         """
-        arrays = {"x0": self.x0, "output": self.output, "linear": self.linear, "residual": self.residual}
+        arrays = {"x0": self.x0, "output": self.output, "linear": self.linear, "residual": self._residual}
         if rows:
             arrays["rows"] = torch.stack([self.row(k) for k in rows])
             arrays["row_index"] = torch.tensor([_flat(self.output, k, "k") for k in rows])
         if columns:
             arrays["columns"] = torch.stack([self.column(i) for i in columns])
             arrays["column_index"] = torch.tensor([_flat(self.x0, i, "i") for i in columns])
-        if singular:
-            arrays |= self.svd(singular)._asdict()
+        if singular is not None:
+            arrays |= singular._asdict()
         if len(self.x0) == 1 and math.prod(self.shape) <= max_entries:
             arrays["A"] = self.matrix(max_entries=max_entries)
         path = Path(path)
@@ -387,37 +388,41 @@ class Interpretation:
 
 
 class _Comb:
-    """Positions of impulses whose responses do not meet: one group of positions of each axis.
+    """Positions of impulses whose responses do not meet.
 
     Args:
-        teeth: for each axis, which positions of the output each position reaches, and the groups.
-        choice: the group of each axis.
+        reached: for each axis, which positions of the output each position reaches.
+        groups: for each axis, the positions at which impulses stand.
     """
 
-    def __init__(self, teeth: list[tuple[Tensor, list[list[int]]]], choice: tuple[int, ...]) -> None:
-        self.reached = [reached for reached, _ in teeth]
-        self.groups = [groups[index] for (_, groups), index in zip(teeth, choice, strict=True)]
+    def __init__(self, reached: Sequence[Tensor], groups: Sequence[Tensor]) -> None:
+        self.reached = [lines[group] for lines, group in zip(reached, groups, strict=True)]
+        self.groups = groups
 
-    def mask(self, places: torch.Size, device: torch.device) -> Tensor:
-        """Where the impulses stand."""
-        mask = torch.zeros(places, dtype=torch.bool, device=device)
-        mask[torch.meshgrid(*(torch.tensor(group, device=device) for group in self.groups), indexing="ij")] = True
-        return mask
+    def impulses(self, places: torch.Size) -> Tensor:
+        """The flat positions of the impulses."""
+        return self._flattened(self.groups, places).reshape(-1)
 
-    def owners(self, places: torch.Size, outputs: torch.Size, device: torch.device) -> Tensor:
+    def owners(self, places: torch.Size) -> Tensor:
         """For each position of the output, the flat position of the impulse that reaches it, or -1."""
-        owner = torch.zeros((), dtype=torch.long, device=device)
-        alone = torch.ones((), dtype=torch.bool, device=device)
-        for axis, (reached, group, size) in enumerate(zip(self.reached, self.groups, places, strict=True)):
+        nearest = [
+            group[lines.to(torch.uint8).argmax(0)] for group, lines in zip(self.groups, self.reached, strict=True)
+        ]
+        owner = self._flattened(nearest, places)
+        for axis, lines in enumerate(self.reached):
             shape = [-1 if other == axis else 1 for other in range(len(places))]
-            own = reached[group].to(torch.long).argmax(0).to(device)
-            position = torch.tensor(group, device=device)[own].view(shape)
-            owner = owner * size + position
-            alone = alone & reached[group].any(0).to(device).view(shape)
-        return torch.where(alone, owner, -1).expand(outputs)
+            owner = torch.where(lines.any(0).view(shape), owner, -1)
+        return owner
+
+    def _flattened(self, positions: Sequence[Tensor], places: torch.Size) -> Tensor:
+        """Flat positions of all combinations of positions on each axis."""
+        flat = positions[0].new_zeros(())
+        for own, size in zip(positions, places, strict=True):
+            flat = (flat * size).unsqueeze(-1) + own
+        return flat
 
 
-def _apart(reached: Tensor) -> list[list[int]]:
+def _apart(reached: Tensor) -> list[Tensor]:
     """Positions in as few groups as come easily, within which none reaches what another reaches."""
     groups: list[tuple[list[int], Tensor]] = []
     for position, own in enumerate(reached):
@@ -428,11 +433,7 @@ def _apart(reached: Tensor) -> list[list[int]]:
                 break
         else:
             groups.append(([position], own.clone()))
-    return [members for members, _ in groups]
-
-
-def _choices(counts: list[int]) -> Iterator[tuple[int, ...]]:
-    return (tuple(int(index) for index in choice) for choice in np.ndindex(*counts))
+    return [torch.tensor(members, device=reached.device) for members, _ in groups]
 
 
 def _flat(like: Tensor, index: Index, name: str) -> int:

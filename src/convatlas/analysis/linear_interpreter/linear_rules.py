@@ -38,10 +38,9 @@ _LINEAR = {
         *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d"),
         *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d"),
         *("upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-        *("gather", "index", "_unsafe_index", "index_select", "take", "masked_select", "conj_physical"),
-        *("_conj_physical", "_fft_r2c", "_fft_c2c", "_fft_c2r", "unsafe_split", "unsafe_split_with_sizes"),
+        *("gather", "index", "_unsafe_index", "index_select", "take", "masked_select"),
+        *("_fft_r2c", "_fft_c2c", "_fft_c2r", "unsafe_split", "unsafe_split_with_sizes"),
     ),
-    ("input",): ("grid_sampler_2d", "grid_sampler_3d"),
     ("theta",): ("affine_grid_generator",),
     ("tensors",): ("cat", "stack"),
     ("real", "imag"): ("complex",),
@@ -117,7 +116,7 @@ def _same(call: Call) -> Frozen:
 
 def _conjugate(call: Call) -> Frozen:
     # A view that conjugates when it is read would not be read so within a forward pass.
-    return Frozen(lambda z: z.conj_physical(), decides=False)
+    return Frozen(lambda z: torch.complex(z.real, -z.imag), decides=False)
 
 
 def _negated(call: Call) -> Frozen:
@@ -129,7 +128,7 @@ LINEAR_RULES |= {
     "aten::_to_copy": _cast,
     "aten::copy": _spread,
     "aten::fill": _spread,
-    "aten::_conj": _conjugate,
+    **{f"aten::{name}": _conjugate for name in ("_conj", "_conj_physical", "conj_physical")},
     "aten::_neg_view": _negated,
     **{f"aten::{name}": _same for name in ("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy")},
 }
@@ -141,7 +140,7 @@ LINEAR_RULES |= {
 @cache
 def view_rule(function: Any) -> Rule | None:
     """The rule of an operation that returns views of its first argument; None for any other."""
-    if function.name() == "aten::view.dtype":
+    if function.name() in ("aten::view.dtype", "aten::resize_", "aten::resize_as_", "aten::as_strided_"):
         return None
     returns = [entry.alias_info for entry in function._schema.returns]
     arguments = [entry.alias_info for entry in function._schema.arguments]

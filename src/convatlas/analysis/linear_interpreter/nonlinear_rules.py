@@ -118,8 +118,8 @@ def _pointwise(name: str) -> Rule:
         (h,) = call.values
         f = call.output if isinstance(call.output, Tensor) else call.output[0]
         if h.is_complex() and not f.is_complex():  # the modulus: Re(z h*) / |h|
-            direction = h.sgn().conj_physical()
-            return Frozen(lambda z: (z * direction).real)
+            direction = h.sgn()
+            return Frozen(lambda z: z.real * direction.real + z.imag * direction.imag)
         if call.mode == "tangent":
             slope = _DERIVATIVES[name](h, f, call)
             bias = f - slope * h
@@ -348,7 +348,12 @@ def _softmax(call: Call) -> Frozen | None:
     if call.mode == "mask":
         return None
     p, dim = call.output, call["dim"]
-    return Frozen(lambda z: p * (z - (p * z).sum(dim, keepdim=True)), "missing")
+
+    def tangent(z: Tensor) -> Tensor:
+        z = torch.where(p > 0, z, 0)  # what a mask excludes is minus infinity
+        return p * (z - (p * z).sum(dim, keepdim=True))
+
+    return Frozen(tangent, "missing")
 
 
 def _log_softmax(call: Call) -> Frozen | None:
@@ -394,6 +399,29 @@ def _attention(call: Call) -> Any:
     return Frozen(tangent, "missing")
 
 
+def _sampled(call: Call) -> Any:
+    """Sampling at the places of a grid, which is frozen."""
+    image, grid, options, moving = call["input"], call["grid"], call.args[2:], call.moving_names
+    sample = getattr(_aten, call.function._schema.name.removeprefix("aten::"))
+    back = getattr(_aten, call.function._schema.name.removeprefix("aten::") + "_backward")
+    if moving == ["input"]:
+        return Frozen(lambda z: sample(z, grid, *options), decides=False)
+    if call.mode == "mask":
+        return Frozen(lambda x, y: sample(x, grid, *options)) if "input" in moving else None
+    slopes = []
+    for channel in range(image.shape[1]):
+        one = torch.zeros_like(call.output)
+        one[:, channel] = 1
+        slopes.append(back(one, image, grid, *options, [False, True])[1])
+    slope = torch.stack(slopes, 1)
+
+    def tangent(*z: Tensor) -> Tensor:
+        change = (z[-1].unsqueeze(1) * slope).sum(-1)
+        return sample(z[0], grid, *options) + change if len(z) > 1 else change
+
+    return Frozen(tangent, "missing")
+
+
 def _constant(call: Call) -> None:
     """Piecewise constant."""
     return None
@@ -401,10 +429,12 @@ def _constant(call: Call) -> None:
 
 NONLINEAR_RULES |= {
     "aten::_softmax": _softmax,
+    "aten::_safe_softmax": _softmax,
     "aten::_log_softmax": _log_softmax,
     **{
         f"aten::_scaled_dot_product_{kind}": _attention
         for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
     },
+    **{f"aten::grid_sampler_{dims}d": _sampled for dims in (2, 3)},
     **{f"aten::{name}": _constant for name in ("floor", "ceil", "round", "trunc", "sign", "sgn")},
 }

@@ -93,7 +93,7 @@ class _Beside(Tracker[Tensor]):
     def emit(self, frozen: Frozen, z: Sequence[Tensor], outputs: Sequence[Any]) -> list[Tensor | None]:
         if frozen.deferred:
             raise NotImplementedError(
-                "LinearScope has no tangent of one of the operations of this model; use LinearInterpreter, "
+                f"LinearScope has no tangent of {frozen.deferred}; use LinearInterpreter, "
                 "or register one with register_rule"
             )
         probes = [evaluate(frozen, probe, self.bias) for probe in zip(*z, strict=True)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-__all__ = ["REGISTERED", "Call", "Frozen", "Mode", "Rule", "Track", "name_of", "register_rule", "zero"]
+__all__ = ["REGISTERED", "Call", "Frozen", "Mode", "Rule", "Track", "leaves_of", "name_of", "register_rule", "zero"]
 
 #: Linearise by the secant through the origin, f(h) / h ("mask", as the paper), or by the derivative ("tangent").
 Mode: TypeAlias = Literal["mask", "tangent"]
@@ -33,7 +34,7 @@ class Frozen(NamedTuple):
             Otherwise only the first leaf of the output moves.
         decides: whether a decision was made, as by any operation that is not linear itself.
         gate: whether the output is made to weight something, as that of a sigmoid.
-        deferred: whether ``linear`` runs only outside the forward pass.
+        deferred: the name of the operation if ``linear`` runs only outside the forward pass.
     """
 
     linear: Callable[..., Any]
@@ -41,7 +42,7 @@ class Frozen(NamedTuple):
     many: bool = False
     decides: bool = True
     gate: bool = False
-    deferred: bool = False
+    deferred: str = ""
 
 
 class Call:
@@ -52,7 +53,10 @@ class Call:
         args, kwargs: what it was given.
         output: what it returned.
         mode: "mask" or "tangent".
-        tracks: of each leaf of the arguments, flattened, its `Track` if it is a tensor that moves with x0.
+        tracks: of each of the ``leaves``, its `Track` if it is a tensor that moves with x0.
+
+    Attributes:
+        leaves: the arguments, flattened.
     """
 
     def __init__(
@@ -65,8 +69,7 @@ class Call:
         tracks: Sequence[Track | None],
     ) -> None:
         self.function, self.args, self.kwargs, self.output, self.mode = function, args, kwargs, output, mode
-        self.leaves, self._spec = tree_flatten((args, kwargs))
-        self.tracks = tuple(tracks)
+        self.leaves, self.tracks = leaves_of(args, kwargs), tracks
 
     def __getitem__(self, name: str) -> Any:
         """An argument of an operation by its name in the schema, or its default."""
@@ -76,23 +79,22 @@ class Call:
                 return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
         raise KeyError(name)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The name of the argument of an operation that each leaf belongs to."""
         given = [argument.name for argument in self.function._schema.arguments[: len(self.args)]]
         values = [*zip(given, self.args, strict=True), *self.kwargs.items()]
-        return [name for name, value in values for _ in tree_flatten(value)[0]]
+        return [name for name, value in values for _ in leaves_of((value,), {})]
 
-    @property
+    @cached_property
     def moving(self) -> list[int]:
         """The leaves that move with x0."""
         return [index for index, track in enumerate(self.tracks) if track is not None]
 
-    @property
+    @cached_property
     def moving_names(self) -> list[str]:
         """The arguments that the moving leaves of an operation belong to."""
-        names = self.names
-        return [names[index] for index in self.moving]
+        return [self.names[index] for index in self.moving]
 
     @property
     def values(self) -> list[Tensor]:
@@ -111,7 +113,7 @@ class Call:
         All others keep their values at x0, but those named in ``zeroed`` are zero. The values of the arguments that
         the function takes are not kept.
         """
-        leaves = list(self.leaves)
+        leaves, spec = tree_flatten((self.args, self.kwargs))
         slots = []
         for index, name in enumerate(self.names):
             if self.tracks[index] is not None and name in names:
@@ -119,7 +121,7 @@ class Call:
                 leaves[index] = None
             elif name in zeroed:
                 leaves[index] = zero(leaves[index])
-        function, spec = self.function, self._spec
+        function = self.function
 
         def run(*z: Tensor) -> Any:
             given = list(leaves)
@@ -129,6 +131,17 @@ class Call:
             return function(*args, **kwargs)
 
         return run
+
+
+def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Arguments, flattened. Most hold nothing nested, and torch's own way through them is slow."""
+    leaves: list[Any] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, list | tuple | dict):
+            leaves += tree_leaves(value)
+        else:
+            leaves.append(value)
+    return leaves
 
 
 def zero(value: Any) -> Any:

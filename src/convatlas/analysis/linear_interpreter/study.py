@@ -13,7 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convatlas.analysis.linear_interpreter.interpreter import CANCELLATION, Index, Interpretation, LinearInterpreter
+from convatlas.analysis.linear_interpreter.interpreter import (
+    CANCELLATION,
+    Index,
+    Interpretation,
+    LinearInterpreter,
+    Singular,
+)
 from convatlas.analysis.linear_interpreter.rules import Mode
 from convatlas.report import Cell, Files, Images, Lines, Note, Part, Report, Section, Table
 from convatlas.training.measure import provenance
@@ -72,10 +78,11 @@ def study(
             Section("Votes", _votes(li, outputs, names)),
             Section("Rows and columns", _rows_and_columns(li, outputs, inputs, names)),
         ]
-        if singular:
-            sections.append(Section("Singular vectors", _singular(li, singular)))
+        triplets = li.svd(singular, generator=torch.Generator().manual_seed(0)) if singular else None
+        if triplets is not None:
+            sections.append(Section("Singular vectors", _singular(triplets)))
         if folder is not None:
-            li.export(Path(folder) / _FILE, rows=outputs, columns=inputs, singular=singular)
+            li.export(Path(folder) / _FILE, rows=outputs, columns=inputs, singular=triplets)
             sections.append(Section("Files", [Files("Arrays of the linear system", {"arrays": _FILE})]))
     kind = type(model).__name__
     summary = (
@@ -153,15 +160,15 @@ def _rows_and_columns(
     return parts
 
 
-def _singular(li: Interpretation, count: int) -> list[Part]:
-    u, sigma, v = li.svd(count, generator=torch.Generator().manual_seed(0))
-    numbers = range(1, count + 1)
+def _singular(triplets: Singular) -> list[Part]:
+    u, sigma, v = triplets
+    numbers = range(1, 1 + len(sigma))
     pictures = [(signed_picture(vector), f"v{number}") for number, vector in zip(numbers, v, strict=True)]
     parts: list[Part] = [
         Lines("Singular values", "number", "singular value", {"A": (numbers, sigma.tolist())}),
         Images("Right singular vectors: what the system passes on most", pictures, _COLOURS),
     ]
-    if li.output.dim() > 2:
+    if u.dim() > 2:
         pictures = [(signed_picture(vector), f"u{number}") for number, vector in zip(numbers, u, strict=True)]
         parts.append(Images("Left singular vectors: what becomes of it", pictures, _COLOURS))
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from convatlas.analysis.linear_interpreter.linear_rules import CONSTANT, LINEAR_RULES, view_rule
 from convatlas.analysis.linear_interpreter.nonlinear_rules import NONLINEAR_RULES
-from convatlas.analysis.linear_interpreter.rules import REGISTERED, Call, Frozen, Mode, Rule, Track, name_of
+from convatlas.analysis.linear_interpreter.rules import REGISTERED, Call, Frozen, Mode, Rule, Track, leaves_of, name_of
 from convatlas.errors import Unsupported
 from convatlas.hooks import watch
 
@@ -188,13 +189,14 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
 
     def _inputs(self, args: Any, kwargs: Any) -> list[_Moving[_Z] | None]:
         """What is known of each leaf of the arguments; None for constants."""
-        known = [self._read(leaf) for leaf in tree_leaves((args, kwargs))]
+        known = [self._read(leaf) for leaf in leaves_of(args, kwargs)]
         return [entry if entry is not None and entry.z is not None else None for entry in known]
 
     def _pass_on(self, args: Any, kwargs: Any, output: Any) -> None:
         """What comes from frozen tensors is frozen by the same operation."""
         if len(self._stopped):
-            name = next((name for leaf in _tensors((args, kwargs)) if (name := self._stopped.get(leaf))), None)
+            given = (leaf for leaf in leaves_of(args, kwargs) if isinstance(leaf, Tensor))
+            name = next((name for leaf in given if (name := self._stopped.get(leaf))), None)
             if name is not None:
                 self._stop(output, name)
 
@@ -224,9 +226,10 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
     ) -> Frozen | None:
         if not any(map(_moves, _tensors(output))):
             return None  # indices, comparisons, numbers: decisions
-        held_args, held_kwargs, held_output = self._held((args, kwargs, output))
+        held_args = tuple(map(self._held, args))
+        held_kwargs = {name: self._held(value) for name, value in kwargs.items()}
         tracks = [None if known is None else known.track for known in inputs]
-        call = Call(func, held_args, held_kwargs, held_output, self.mode, tracks)
+        call = Call(func, held_args, held_kwargs, self._held(output), self.mode, tracks)
         rule = _find_rule(func)
         made = NotImplemented if rule is None else rule(call)
         if made is NotImplemented and self.mode == "tangent" and isinstance(func, torch._ops.OpOverload):
@@ -245,20 +248,25 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
             made = Frozen(made, "missing")
         return _completed(made, call) if isinstance(made.bias, str) else made
 
-    def _held(self, tree: Any) -> Any:
+    def _held(self, value: Any) -> Any:
         """What a rule may keep: tensors as objects of their own, so that a later write can be kept from them."""
-        leaves, spec = tree_flatten(tree)
-        for index, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and _lies(leaf):
-                leaves[index] = leaf.detach()
-                self._captured[StorageWeakRef(leaf.untyped_storage())].append(weakref.ref(leaves[index]))
-        return tree_unflatten(leaves, spec)
+        if isinstance(value, list | tuple | dict):
+            return tree_map(self._held, value)
+        if not isinstance(value, Tensor) or not _lies(value):
+            return value
+        held = value.detach()
+        self._captured[StorageWeakRef(value.untyped_storage())].append(weakref.ref(held))
+        return held
 
     # -- writing in place ----------------------------------------------------------------------------------------------
 
     def _write(self, func: Any, args: Any, kwargs: Any, inputs: list[_Moving[_Z] | None]) -> Any:
         """Run an operation that writes into its first argument, as one that does not and a copy if z is concerned."""
         target, name = args[0], func._schema.name
+        if not isinstance(target, Tensor) or not _lies(target):
+            if any(inputs):
+                raise NotImplementedError(f"LinearScope cannot follow what {name_of(func)} writes")
+            return func(*args, **kwargs)
         if name in _OVERWRITING:
             inputs = [None, *inputs[1:]]
         storage = StorageWeakRef(target.untyped_storage())
@@ -363,8 +371,11 @@ class _Functions(TorchFunctionMode):
         if func in REGISTERED:
             return self.tracker.whole(func, func, args, kwargs)
         if func is torch.lstm:
-            with torch.backends.mkldnn.flags(enabled=False):
-                return func(*args, **kwargs)
+            with warnings.catch_warnings():
+                # Of other hardware, which switching off and on asks about.
+                warnings.filterwarnings("ignore", message="TF32 acceleration")
+                with torch.backends.mkldnn.flags(enabled=False):
+                    return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -406,7 +417,7 @@ def _by_autograd(call: Call) -> Frozen:
         return torch.func.jvp(first, values, z)[1]
 
     output = next(leaf for leaf in _tensors(call.output) if _moves(leaf))
-    return Frozen(linear, lambda: output - linear(*values), deferred=True)
+    return Frozen(linear, lambda: output - linear(*values), deferred=name_of(call.function))
 
 
 def _completed(frozen: Frozen, call: Call) -> Frozen:
@@ -418,8 +429,10 @@ def _completed(frozen: Frozen, call: Call) -> Frozen:
     return frozen._replace(many=True, bias=tuple(None if part is None else leaf - part for leaf, part in pairs))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _moves(leaf: Tensor) -> bool:
