@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convatlas.errors import Unsupported
+from convatlas.nn.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from convatlas.nn.scale import LayerScale
 from convatlas.surgery.flow import Flow
 from convatlas.surgery.selection import (
@@ -29,7 +30,7 @@ from convatlas.surgery.selection import (
 __all__ = ["merge"]
 
 # Subclasses may compute something else, so types are compared exactly.
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR = (*_CONVS, *_TRANSPOSED, nn.Linear)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
