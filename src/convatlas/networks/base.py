@@ -105,6 +105,8 @@ class Backbone(nn.Module, ABC):
     classifier_modules: ClassVar[tuple[str, ...]] = ()
     #: Convolutions that read the image.
     stem_modules: ClassVar[tuple[str, ...]] = ()
+    #: Last names of parameters of several axes that weight decay leaves alone, such as class tokens.
+    undecayed: ClassVar[tuple[str, ...]] = ()
     #: Smallest height and width of an image; None is the total stride.
     min_size: ClassVar[int | None] = None
 
@@ -131,7 +133,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, x: Tensor) -> Tensor:
-        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0."""
+        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0.
+
+        A network with a class token, which its maps do not hold, takes that token (B, C) instead of the map.
+        """
 
     @abstractmethod
     def reset_classifier(self, num_classes: int) -> None:
