@@ -93,7 +93,7 @@ def test_stretching_takes_the_whole_image() -> None:
     image = pixels(30, 50, 3)
     view = Preprocess(size=(12, 16), crop=1.0, stretch=True).view(image)
     assert np.array_equal(view, resize(image, (12, 16)))
-    with pytest.raises(ValueError, match="crop must be 1 where images are stretched, got 0.875"):
+    with pytest.raises(ValueError, match=r"crop must be 1 where images are stretched, got 0\.875"):
         Preprocess(stretch=True)
 
 

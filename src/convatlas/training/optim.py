@@ -72,8 +72,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and by layer-wise learning rate.
 
-    1-D parameters are not decayed, nor are those that the model names in ``undecayed``, unless ``decay_all``. Every group has ``lr_scale``: 1 at the head, times
-    ``layer_decay`` for each layer below it.
+    1-D parameters are not decayed, nor are those that the model names in ``undecayed``, unless ``decay_all``. Every
+    group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it.
 
     Raises:
         Unsupported: layer_decay is not 1 and the model does not name its layers.

@@ -37,8 +37,8 @@ class Training:
         decay_rate: of the step and exponential schedules: by what it is multiplied.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
         accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
-        repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al., CVPR
-            2020, arXiv 1901.09335); the epoch keeps its length, so it holds so many times fewer images.
+        repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al.,
+            CVPR 2020, arXiv 1901.09335); the epoch keeps its length, so it holds so many times fewer images.
         clip: largest gradient norm; gradients stay as they are when left out.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept; none when
             left out.
