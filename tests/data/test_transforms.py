@@ -89,6 +89,14 @@ def test_preprocess_of_a_rectangle() -> None:
     assert preprocess(image).shape == (1, 16, 24)
 
 
+def test_stretching_takes_the_whole_image() -> None:
+    image = pixels(30, 50, 3)
+    view = Preprocess(size=(12, 16), crop=1.0, stretch=True).view(image)
+    assert np.array_equal(view, resize(image, (12, 16)))
+    with pytest.raises(ValueError, match=r"crop must be 1 where images are stretched, got 0\.875"):
+        Preprocess(stretch=True)
+
+
 def test_an_extremely_long_image_takes_little_memory() -> None:
     image = np.repeat(np.arange(0, 250, dtype=np.uint8), 40).reshape(1, 10_000, 1).repeat(2, 0)
     view = Preprocess(64, crop=0.875).view(image)  # enlarged as a whole it would be 73 by 365,000

@@ -105,8 +105,10 @@ class Backbone(nn.Module, ABC):
     classifier_modules: ClassVar[tuple[str, ...]] = ()
     #: Convolutions that read the image.
     stem_modules: ClassVar[tuple[str, ...]] = ()
+    #: Last names of parameters of several axes that weight decay leaves alone, such as class tokens.
+    undecayed: ClassVar[tuple[str, ...]] = ()
     #: Smallest height and width of an image; None is the total stride.
-    min_size: ClassVar[int | None] = None
+    min_size: int | None = None
 
     feature_info: tuple[Feature, ...]
 
@@ -131,7 +133,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, x: Tensor) -> Tensor:
-        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0."""
+        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0.
+
+        A network with a class token, which its maps do not hold, takes that token (B, C) instead of the map.
+        """
 
     @abstractmethod
     def reset_classifier(self, num_classes: int) -> None:
@@ -165,14 +170,14 @@ class Backbone(nn.Module, ABC):
         """Recompute the activations of each stage in the backward pass instead of keeping them: less memory, slower."""
         self.gradient_checkpointing = enabled
 
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _run_stage(self, stage: nn.Module, *inputs: Any) -> Any:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # A captured graph updates the statistics once anyway, and takes no context.
             contexts: dict[str, Any] = (
                 {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
             )
-            return checkpoint(stage, x, use_reentrant=False, **contexts)
-        return stage(x)
+            return checkpoint(stage, *inputs, use_reentrant=False, **contexts)
+        return stage(*inputs)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
