@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ __all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "DepthwiseConv3d"]
 
 class _Depthwise(nn.modules.conv._ConvNd):
     """What the three classes share; see `DepthwiseConv2d`."""
+
+    #: For `convatlas.surgery.merge`: the layer computes what torch's convolution with its parameters does.
+    computes_convolution: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, ...) to (B, out_channels, ...)."""
