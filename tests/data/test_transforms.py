@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from convatlas.data.dataset import Augmented
 from convatlas.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,
-    Augmented,
     Preprocess,
     affine,
     resize,

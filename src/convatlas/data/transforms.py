@@ -26,7 +26,6 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augment",
-    "Augmented",
     "Interpolation",
     "Preprocess",
     "affine",
@@ -289,18 +288,6 @@ class Augment:
             translate=(down, right),
             scale=1 + _uniform(-self.zoom, self.zoom, generator),
         )
-
-
-@dataclass(frozen=True)
-class Augmented:
-    """A training transform made whole: ``Augmented(augment, preprocess)(image, generator)`` gives a tensor."""
-
-    augment: Augment
-    preprocess: Preprocess
-
-    def __call__(self, image: npt.NDArray[Any], generator: torch.Generator) -> Tensor:
-        """Augment an image (H, W, C) into a normalised tensor (C, height, width)."""
-        return self.augment(image, self.preprocess, generator)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

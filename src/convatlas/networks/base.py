@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convatlas.data.transforms import Preprocess
+from convatlas.data.volume_transforms import VolumePreprocess
 from convatlas.errors import unknown
 from convatlas.weights import Layout
 
@@ -67,12 +68,13 @@ class NetworkConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(NetworkConfig):
-    """Config of a network for images with a classifier.
+    """Config of a network for images, or for volumes and short videos, with a classifier.
 
     Attributes:
         num_classes: size of the classifier; 0 leaves it out, so that `forward` gives the features before it.
         in_channels: channels of the input image.
-        preprocess: how the published weights expect an image to be prepared.
+        preprocess: how the published weights expect an image to be prepared; a `VolumePreprocess` says that the network
+            takes volumes.
 
     Raises:
         ValueError: num_classes or in_channels is out of range.
@@ -80,7 +82,7 @@ class BackboneConfig(NetworkConfig):
 
     num_classes: int = 1000
     in_channels: int = 3
-    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess: Preprocess | VolumePreprocess = field(default_factory=Preprocess)
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:
@@ -93,7 +95,7 @@ class BackboneConfig(NetworkConfig):
 
 
 class Backbone(nn.Module, ABC):
-    """A network that turns an image (B, C, H, W) into feature maps and class scores.
+    """A network that turns an image (B, C, H, W), or a volume (B, C, D, H, W), into feature maps and class scores.
 
     A subclass sets ``feature_info`` in its constructor and defines `forward_features`, `forward_head` and
     `reset_classifier`.
@@ -107,8 +109,8 @@ class Backbone(nn.Module, ABC):
     stem_modules: ClassVar[tuple[str, ...]] = ()
     #: Last names of parameters of several axes that weight decay leaves alone, such as class tokens.
     undecayed: ClassVar[tuple[str, ...]] = ()
-    #: Smallest height and width of an image; None is the total stride.
-    min_size: int | None = None
+    #: Smallest size of an image on every axis, or on each; None is the total stride.
+    min_size: int | tuple[int, ...] | None = None
 
     feature_info: tuple[Feature, ...]
 
@@ -152,9 +154,7 @@ class Backbone(nn.Module, ABC):
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
         """A random input of the published size, for tracing and timing."""
-        size = self.config.preprocess.size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (torch.randn(batch, self.in_channels, height, width),)
+        return (torch.randn(batch, self.in_channels, *self.config.preprocess.shape),)
 
     def layers(self) -> list[nn.Module]:
         """The network cut into steps from input to output, which layer-wise learning-rate decay goes down.
@@ -180,11 +180,16 @@ class Backbone(nn.Module, ABC):
         return stage(*inputs)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        dims = len(self.config.preprocess.shape)
+        if x.dim() != dims + 2 or x.shape[1] != self.in_channels:
+            axes = "D, H, W" if dims == 3 else "H, W"
+            raise ValueError(f"x must be (B, {self.in_channels}, {axes}), got {tuple(x.shape)}")
         least = self.min_size or self.feature_info[-1].stride
-        if min(x.shape[2:]) < least:
-            raise ValueError(f"x must be at least {least} x {least} pixels, got {x.shape[2]} x {x.shape[3]}")
+        least = (least,) * dims if isinstance(least, int) else least
+        if any(size < bound for size, bound in zip(x.shape[2:], least, strict=True)):
+            what = "voxels" if dims == 3 else "pixels"
+            wanted, got = (" x ".join(map(str, sizes)) for sizes in (least, x.shape[2:]))
+            raise ValueError(f"x must be at least {wanted} {what}, got {got}")
 
 
 class FeatureExtractor(nn.Module):
