@@ -184,7 +184,7 @@ class ConvAttention(nn.Module):
         if x.shape[1] != math.prod(grid) + prefix:
             with_token = " and a class token" if prefix else ""
             raise ValueError(f"x must hold {grid[0]} x {grid[1]} tokens{with_token}, got {x.shape[1]}")
-        if self.conv_proj_k is None:
+        if self.conv_proj_k is None or self.conv_proj_v is None:
             return self.proj_q(x), self.proj_k(x), x
         class_token, u = x[:, :prefix], tokens_to_map(x[:, prefix:], grid)
 
@@ -359,7 +359,8 @@ class CvT(Backbone):
         return self.head(self.norm(map_to_tokens(x)).mean(1))
 
     def layers(self) -> list[nn.Module]:
-        steps = [step for stage in self.stages for step in (stage.patch_embed, *stage.blocks)]
+        parts = [part for stage in self.stages for part in stage.children() if not isinstance(part, nn.Dropout)]
+        steps = [step for part in parts for step in (part if isinstance(part, nn.ModuleList) else [part])]
         return [*steps, self.norm, self.head]
 
     def reset_classifier(self, num_classes: int) -> None:
