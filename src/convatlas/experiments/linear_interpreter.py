@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.analysis.linear_interpreter import Interpretation, LinearInterpreter, study
-from convatlas.analysis.linear_interpreter.study import signed_picture
+from convatlas.analysis.linear_interpreter.pictures import signed_picture
 from convatlas.data.images import ImageSet, read_images, stratified_split
 from convatlas.data.transforms import Preprocess
 from convatlas.experiments.small_training import (
