@@ -124,9 +124,9 @@ def quick() -> Report:
 
 def _with_depthwise() -> nn.Module:
     model = NETWORK.build()
-    for stage in model.stages:
-        for block in stage:  # type: ignore[union-attr]
-            channels = block.gnconv.channels
+    for block in model.modules():
+        if isinstance(block, HorNetBlock):
+            channels = block.norm1.normalized_shape[0]
             block.gnconv = DepthwiseConv2d(channels, channels, 7, padding=3)
     return model
 
