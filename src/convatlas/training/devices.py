@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -186,8 +185,8 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 _UNUSED = (
-    "{} got no gradient from a batch, for which the strategy ddp would wait: freeze what the loss does not depend on, or "
-    "set unused_parameters of the task or the method"
+    "{} got no gradient from a batch, for which the strategy ddp would wait: freeze what the loss does not depend on, "
+    "or set unused_parameters of the task or the method"
 )
 
 
@@ -250,7 +249,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Share out the weights of a checkpoint."""
-        load_whole(_model(self), checkpoint["state_dict"])
+        _load_whole(_model(self), checkpoint["state_dict"])
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -281,22 +280,25 @@ def _whole(tree: Any) -> Any:
     return tree_map_only(Tensor, Tensor.cpu, gathered) if dist.get_rank() == 0 else {}
 
 
-def _share(value: Any, like: Tensor) -> Any:
-    """This process's share of a whole tensor that belongs to ``like``."""
+def _share(value: Any, like: Any) -> Any:
+    """This process's share of a whole tensor that belongs to ``like``; anything else as it is."""
     if not isinstance(value, Tensor) or not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def load_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     current = model.state_dict()
-    model.load_state_dict(
-        {key: _share(value, current[key]) if key in current else value for key, value in state.items()}
-    )
+    model.load_state_dict({key: _share(value, current.get(key)) for key, value in state.items()})
 
 
 class ShardedAveraging(EMAWeightAveraging):
     """Lightning's moving average of the weights, for weights that are shared out."""
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's, so that its state is found by one device too."""
+        return EMAWeightAveraging.__qualname__
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Copy the module while it is whole, and share out the copy like the module itself."""
@@ -313,8 +315,8 @@ class ShardedAveraging(EMAWeightAveraging):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Share out the weights and their average."""
         average = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
-        load_whole(self._averaged(), {**average, **checkpoint["averaging_state"]})
-        load_whole(pl_module, checkpoint["current_model_state"])
+        _load_whole(self._averaged(), {**average, **checkpoint["averaging_state"]})
+        _load_whole(pl_module, checkpoint["current_model_state"])
 
     def _averaged(self) -> nn.Module:
         if self._average_model is None:

@@ -227,9 +227,9 @@ class _Module(L.LightningModule):
         return total
 
     def on_after_backward(self) -> None:
-        if self.first_step and isinstance(wrapped := self.trainer.strategy.model, DistributedDataParallel):
-            if not wrapped.find_unused_parameters:
-                check_all_used(self.network)
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel) and self.first_step and not wrapped.find_unused_parameters:
+            check_all_used(self.network)
         self.first_step = False
 
     def check_finite(self) -> None:

@@ -11,7 +11,7 @@ from convatlas.errors import unknown
 
 __all__ = ["MOVABLE", "SettingsError", "Training"]
 
-#: Settings of where and in what portions a run computes. They may change when it goes on; all others are what it learns.
+#: Settings of where and in what portions a run computes; they may change when it goes on.
 MOVABLE = ("devices", "nodes", "strategy", "accelerator", "workers", "batch_size", "accumulate", "checkpoint_minutes")
 
 
