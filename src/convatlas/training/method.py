@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,7 +42,7 @@ class Method:
     """
 
     #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.
-    unused_parameters: ClassVar[bool] = False
+    unused_parameters = False  # without a type: the settings of a subclass are read in a module that may lack its name
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Change the network once, before its optimizer is made; the names of its weights stay as they are."""
@@ -91,7 +91,7 @@ class Together(Method):
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self.methods = dict(methods)
-        self.unused_parameters = any(method.unused_parameters for method in methods.values())  # type: ignore[misc]
+        self.unused_parameters = any(method.unused_parameters for method in methods.values())
         stepping = [name for name, method in methods.items() if _replaces(method, "optimizers", "turns")]
         if len(stepping) > 1:
             raise ValueError(f"one method at most may bring its optimizers, got {' and '.join(stepping)}")

@@ -484,6 +484,9 @@ class TrAct(Method):
     solver: Solver = "cholesky"
     distributed: Distributed = "local"
 
+    def __post_init__(self) -> None:
+        _check(self.lam, self.solver, self.distributed)
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give the first layer of ``model`` its TrAct form, as `apply_tract`."""
         return apply_tract(model, self.layer, self.lam, solver=self.solver, distributed=self.distributed)
