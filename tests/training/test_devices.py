@@ -37,6 +37,10 @@ ALL: dict[str, Any] = {**COMMON, "ema": 0.9, "accumulate": 2, "clip": 0.5, "meth
 TOY: dict[str, Any] = {"dropout": 0.3, "norm": True}
 
 
+#: So many samples fill the batches of one device and of two.
+EVEN = 42
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
@@ -157,10 +161,23 @@ def test_gradients_are_those_of_the_batches_of_all_processes(tmp_path: Path):
         assert row["val_loss"] == pytest.approx(F.cross_entropy(toy.network(toy.val_set.x), toy.val_set.y).item())
 
 
-# -- moving between numbers of devices and strategies ------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("strategy", "methods"),
+    [
+        ("ddp", {"training.methods:Alternating": {}, "training.methods:Added": {}}),
+        ("fsdp", {"training.methods:Distilled": {}, "training.methods:Adversarial": {}}),
+    ],
+)
+def test_methods_compute_what_they_compute_on_one_device(tmp_path: Path, strategy: str, methods: dict[str, Any]):
+    methods = {**methods, "tract": {"distributed": "allreduce"}}
+    settings = {**COMMON, "epochs": 1, "methods": methods}
+    finish(tmp_path / "two", {**settings, "strategy": strategy}, {"samples": EVEN})
+    Toy(samples=EVEN).fit(tmp_path / "one", Training(**{**settings, "batch_size": 6}))
+    found, expected = (leaves(checkpoint(tmp_path / name)["state_dict"]) for name in ("two", "one"))
+    assert_equal(found, expected, rtol=1e-4, atol=1e-5)
 
-#: So many samples fill the batches of one device and of two.
-EVEN = 42
+
+# -- moving between numbers of devices and strategies ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ __all__ = [
     "end_with_parent",
     "every_process",
     "fully_sharded",
+    "reshard",
     "together",
 ]
 
@@ -219,7 +220,8 @@ def fully_sharded(module: pl.LightningModule, network: nn.Module, mesh: DeviceMe
     for layer in layers:
         if type(layer).forward is not nn.Module.forward:  # containers do not compute
             fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    # What no layer holds stays whole until `reshard`: a method may make backward passes of its own within a step.
+    fully_shard(module, mesh=mesh).set_reshard_after_backward(False, recurse=False)
     for step in ("training_step", "validation_step"):  # a task may call what it likes of its network within them
         register_fsdp_forward_method(module, step)
 
@@ -324,16 +326,16 @@ class ShardedAveraging(EMAWeightAveraging):
         return self._average_model
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
-        _reshard(pl_module)
+        reshard(pl_module)
         super()._swap_models(pl_module)
 
     def _copy_average_to_current(self, pl_module: pl.LightningModule) -> None:
-        _reshard(pl_module)
+        reshard(pl_module)
         super()._copy_average_to_current(pl_module)
 
 
-def _reshard(module: nn.Module) -> None:
-    # After a validation step the outermost parameters are still whole.
+def reshard(module: nn.Module) -> None:
+    """Share out the parameters that a training or validation step has left whole."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

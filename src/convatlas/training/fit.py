@@ -39,6 +39,7 @@ from convatlas.training.devices import (
     check_all_used,
     every_process,
     fully_sharded,
+    reshard,
     together,
 )
 from convatlas.training.method import Together
@@ -226,6 +227,13 @@ class _Module(L.LightningModule):
             config.scheduler.step()
         return total
 
+    def on_train_start(self) -> None:
+        if self.position[1]:  # the run goes on within an epoch, whose start is not told again
+            self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        self.shared.method.start_epoch(self.network, self.current_epoch)
+
     def on_after_backward(self) -> None:
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel) and self.first_step and not wrapped.find_unused_parameters:
@@ -324,6 +332,10 @@ class _ShardedModule(_Module):
         if self.trainer.strategy.root_device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         fully_sharded(self, self.network, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        reshard(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         broadcast_buffers(self.network)

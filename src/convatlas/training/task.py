@@ -151,6 +151,7 @@ class GradientTask(Task):
         from convatlas.training.fit import fit
 
         training = training or Training()
+        seed_everything(training.seed)
         method = Together(make_methods(training.methods))
         settings = {**to_mapping(self), **to_mapping(training)}
         if is_helper():  # the first process sees to the folder and to the report
@@ -186,7 +187,7 @@ class GradientTask(Task):
         return report
 
     def _make_ready(self, training: Training, method: Together) -> None:
-        seed_everything(training.seed)
+        seed_everything(training.seed)  # again: whether methods have drawn numbers does not change the network
         self.prepare()
         self.network = method.prepare(self.network)
 
