@@ -182,7 +182,8 @@ def every_process(value: T) -> list[T]:
 def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the buffers of the first, as DistributedDataParallel does before every forward pass."""
     if buffers := [buffer.detach() for buffer in module.buffers()]:
-        dist._broadcast_coalesced(dist.group.WORLD, buffers, 250 << 20, 0)
+        group = dist.distributed_c10d._get_default_group()
+        dist._broadcast_coalesced(group, buffers, 250 << 20, 0)  # type: ignore[attr-defined]
 
 
 _UNUSED = (
