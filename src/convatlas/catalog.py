@@ -17,6 +17,7 @@ from typing import Any
 from convatlas.errors import Unsupported, unknown
 
 __all__ = [
+    "METHODS",
     "TASKS",
     "Card",
     "Paper",
@@ -33,6 +34,9 @@ _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+
+#: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
+METHODS: dict[str, str] = {"tract": "training.tract:TrAct"}
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ def run(argv: Sequence[str]) -> int:
         console.print("\n[bold]In Python[/bold]")
         for module, names in _public(card).items():
             console.print(Padding(f"from {module} import {', '.join(names)}", (0, 0, 0, 2)))
+        for name, target in catalog.METHODS.items():
+            if target.partition(":")[0] in card.modules:
+                console.print(f"\nconvatlas train TASK --methods '{{{name}: {{}}}}'", markup=False)
         console.print(f"\nconvatlas reproduce {card.slug}")
     return 0
 

@@ -154,6 +154,11 @@ class Recognition(GradientTask):
         if self.folds > 1 and self.fold == 0:
             from convatlas.recognition.cross_validation import cross_validate
 
+            if training is not None and (training.devices != 1 or training.nodes != 1):
+                raise ValueError(
+                    f"folds are trained one after the other on one device, got devices {training.devices} and nodes "
+                    f"{training.nodes}: train a single fold by fold"
+                )
             return cross_validate(self, run, training or Training(), resume=resume)
         return super().fit(run, training, resume=resume)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
 
+from convatlas.catalog import METHODS
 from convatlas.errors import unknown
 
-__all__ = ["SettingsError", "Training"]
+__all__ = ["MOVABLE", "SettingsError", "Training"]
+
+#: Settings of where and in what portions a run computes; they may change when it goes on.
+MOVABLE = ("devices", "nodes", "strategy", "accelerator", "workers", "batch_size", "accumulate", "checkpoint_minutes")
 
 
 class SettingsError(ValueError):
@@ -47,8 +51,15 @@ class Training:
         seed: of initialisation, order, augmentation and dropout.
         workers: processes that read data; 0 reads in the main process.
         checkpoint_minutes: time between two checkpoints within an epoch; one is always written at the end of an epoch.
-        devices: how many devices to use, ``auto`` for all of the fastest kind. Each has a process of its own, which
-            gets its share of every epoch, and the gradients are averaged: a step is for ``devices`` batches.
+        methods: what to do otherwise than plain training, by name, with the settings of each, e.g.
+            ``{"tract": {"lam": 0.1}}``; ``convatlas list --methods`` shows the names. A name with a colon,
+            ``package.module:Class``, is a `Method` of your own.
+        devices: how many devices to use on each machine, ``auto`` for all of the fastest kind. Each has a process of
+            its own, which gets its share of every epoch, and the gradients are averaged: a step is for ``devices``
+            batches.
+        nodes: how many machines train together; start the command on each of them with torchrun.
+        strategy: ``ddp``, where every device holds the whole network, or ``fsdp``, where each holds a share of weights,
+            gradients and optimizer state; ``auto`` is ddp.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``.
     """
 
@@ -76,15 +87,18 @@ class Training:
     seed: int = 0
     workers: int = 0
     checkpoint_minutes: float = 10
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     devices: int | Literal["auto"] = 1
+    nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for name in ("optimizer", "schedule", "precision", "accelerator"):
+        for name in ("optimizer", "schedule", "precision", "strategy", "accelerator"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise unknown(name, str(getattr(self, name)), get_args(hints[name]))
-        counts = ("epochs", "batch_size", "accumulate", "repeated_augmentation", "patience")
+        counts = ("epochs", "batch_size", "accumulate", "repeated_augmentation", "patience", "nodes")
         for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -103,6 +117,11 @@ class Training:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.devices != "auto" and self.devices < 1:
             raise ValueError(f"devices must be 'auto' or at least 1, got {self.devices}")
+        if self.strategy == "fsdp" and self.precision == "16":
+            raise ValueError("precision must be 32 or bf16 with the strategy fsdp, got 16")
+        for name in self.methods:
+            if ":" not in name and name not in METHODS:
+                raise unknown("method", name, METHODS)
         if self.cooldown_epochs and self.schedule != "cosine":
             raise ValueError(
                 f"cooldown_epochs must be 0 with the {self.schedule} schedule, got {self.cooldown_epochs:g}"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convatlas.catalog import TASKS
 from convatlas.errors import Interrupted, Unsupported, unknown
 from convatlas.report import Report
+from convatlas.training.method import Together, make_methods
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
-from convatlas.training.settings import Training
+from convatlas.training.sampling import seed_everything
+from convatlas.training.settings import MOVABLE, Training
 
 __all__ = ["GradientTask", "Task", "is_helper", "open_task", "seed_everything", "split_settings"]
 
@@ -95,6 +95,8 @@ class GradientTask(Task):
 
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
+    #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.
+    unused_parameters: ClassVar[bool] = False
 
     network: nn.Module
     #: Items are read by (index, seed) pairs.
@@ -133,8 +135,8 @@ class GradientTask(Task):
         Args:
             run: folder of the run; new, unless ``resume``.
             training: settings of the training.
-            resume: go on with an interrupted run; the settings must be those it was started with. A finished run
-                gets its report again.
+            resume: go on with an interrupted run; the settings must be those it was started with, but for those of
+                where it runs (`MOVABLE`). A finished run gets its report again.
 
         Returns:
             The report, also written as ``report.html`` and ``report.json``.
@@ -149,28 +151,26 @@ class GradientTask(Task):
         from convatlas.training.fit import fit
 
         training = training or Training()
+        seed_everything(training.seed)
+        method = Together(make_methods(training.methods))
         settings = {**to_mapping(self), **to_mapping(training)}
         if is_helper():  # the first process sees to the folder and to the report
-            seed_everything(training.seed)
-            self.prepare()
-            try:
-                fit(self, Run(run), training)
-            except Interrupted as stopped:
-                raise SystemExit(stopped.exit_code) from None
-            raise SystemExit(0)
+            self._follow(Run(run), training, method)
         if resume:
             opened = Run.open(run)
-            check_same_settings(settings, opened.settings())
+            earlier = opened.settings()
+            check_same_settings({name: settings[name] for name in settings.keys() - set(MOVABLE)}, earlier)
+            if any(earlier.get(name) != settings[name] for name in MOVABLE):
+                opened.write_settings(self.name, settings)
         else:
             opened = Run(run)
             opened.check_unused()  # before the data are read, which may take long
-        seed_everything(training.seed)
-        self.prepare()
+        self._make_ready(training, method)
         how = f"go on with 'convatlas train {self.name} --resume {opened.folder}'"
         try:
             if not resume:
                 opened = Run.create(run, self.name, settings)
-            fit(self, opened, training)
+            fit(self, opened, training, method)
             report = self.report(opened)
             report.save(opened.folder)
         except KeyboardInterrupt:
@@ -185,6 +185,27 @@ class GradientTask(Task):
             opened.withdraw()
             raise
         return report
+
+    def _make_ready(self, training: Training, method: Together) -> None:
+        seed_everything(training.seed)  # again: whether methods have drawn numbers does not change the network
+        self.prepare()
+        self.network = method.prepare(self.network)
+
+    def _follow(self, run: Run, training: Training, method: Together) -> NoReturn:
+        """Do the part of a further process of a run, and end."""
+        from convatlas.training.devices import end_with_parent
+        from convatlas.training.fit import fit
+
+        end_with_parent()
+        try:
+            self._make_ready(training, method)
+            fit(self, run, training, method)
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            raise SystemExit(getattr(stopped, "exit_code", 130)) from None
+        except Exception:
+            time.sleep(3)  # the first process, if it has met the same, tells it and ends this one
+            raise
+        raise SystemExit(0)
 
 
 def is_helper() -> bool:
@@ -208,10 +229,3 @@ def split_settings(cls: type[Any], values: Mapping[str, Any]) -> tuple[Any, Trai
     training = {entry.name for entry in dataclasses.fields(Training)}
     task = {key: value for key, value in values.items() if key not in training and key != "task"}
     return from_mapping(cls, task), from_mapping(Training, {key: values[key] for key in training if key in values})
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every global random number generator."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
