@@ -20,6 +20,8 @@ __all__ = [
     "TASKS",
     "Card",
     "Paper",
+    "bench_module",
+    "benchmarks",
     "card",
     "cards",
     "experiment_module",
@@ -158,6 +160,28 @@ def experiment_module(slug: str) -> str:
     if _source(module) is None:
         raise Unsupported(f"{slug} is not part of this version; 'convatlas list --available' shows what is")
     return f"convatlas.{module}"
+
+
+@cache
+def benchmarks() -> dict[str, str]:
+    """Every benchmark by name, with the first sentence of its file."""
+    found = {}
+    for path in sorted((_PACKAGE / "bench").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def bench_module(name: str) -> str:
+    """The full module name of a benchmark.
+
+    Raises:
+        UnknownName: there is no such benchmark; the message offers the nearest names.
+    """
+    if name not in benchmarks():
+        raise unknown("benchmark", name, benchmarks())
+    return f"convatlas.bench.{name}"
 
 
 def resolve(target: str) -> Any:
