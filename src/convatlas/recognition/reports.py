@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
+from convatlas.data.volumes import montage
 from convatlas.files import atomic_path
+from convatlas.recognition.class_scores import class_scores, confusion_matrix
 from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Section, Table
 from convatlas.training.comparison import cost_table, files_section, side_by_side
 from convatlas.training.measure import provenance
@@ -133,7 +136,23 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
 
 
 def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> list[Part]:
-    return [Table("Measured", list(measured), [list(measured.values())]), _confusion(predictions)]
+    return [
+        Table("Measured", list(measured), [list(measured.values())]),
+        _confusion(predictions),
+        _by_class(predictions),
+    ]
+
+
+def _by_class(predictions: Predictions) -> Table:
+    labels, best = torch.from_numpy(predictions.images.labels), torch.from_numpy(predictions.best)
+    scores = class_scores(confusion_matrix(labels, best, len(predictions.classes)))
+    counts = predictions.images.with_classes(predictions.classes).counts
+    rows: list[list[Cell]] = [
+        [name, int(counts[index]), *(float(values[index]) for values in scores.values())]
+        for index, name in enumerate(predictions.classes)
+        if counts[index]
+    ]
+    return Table("By class", ["class", "samples", "precision", "recall", "specificity", "F1"], rows)
 
 
 def _confusion(predictions: Predictions, title: str = "Confusion matrix") -> Heatmap:
@@ -181,7 +200,8 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
 def _data_table(task: Recognition) -> Table:
     rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
-    caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
+    size = " x ".join(str(side) for side in reversed(task.preprocess.shape))
+    caption = f"{len(task.classes)} classes, seen at {size} {'voxels' if task.takes_volumes else 'pixels'}."
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
     return Table("Images", ["part", "images"], rows, caption)
@@ -200,8 +220,12 @@ def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
 
 
 def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
-    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large."""
+    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large.
+
+    Of volumes and videos some slices or frames side by side.
+    """
     image = predictions.images.image(int(row))
+    image = montage(image) if image.ndim == 4 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
