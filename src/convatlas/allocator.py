@@ -17,7 +17,7 @@ _kept = False
 
 
 def keep_large_blocks() -> bool:
-    """Let glibc serve blocks up to 1 GiB from memory that the process keeps, and keep up to 2 GiB of it when it is free.
+    """Let glibc serve blocks up to 1 GiB from memory that the process keeps, and keep up to 2 GiB that are free.
 
     Nothing is done where CONVATLAS_ALLOCATOR is 0, and nothing can be where the C library is another one. Memory that
     is in use at the same time does not grow.

@@ -1,7 +1,7 @@
 """Write any model as an ONNX file or as a torch program, and compare the file with the model before it is kept.
 
-The model is first merged into the form that is deployed. The file is read back and run, ONNX by onnxruntime, on inputs of
-several sizes; it replaces an older one only if its results are those of the model.
+The model is first merged into the form that is deployed. The file is read back and run, ONNX by onnxruntime, on inputs
+of several sizes; it replaces an older one only if its results are those of the model.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from convatlas import files
 from convatlas.errors import Unsupported, require, unknown
+from convatlas.report import Cell, Report, Section, Table
 from convatlas.surgery import merge
 
 __all__ = ["Check", "Exported", "Format", "export"]
@@ -72,13 +73,32 @@ class Exported:
     checks: tuple[Check, ...]
     metadata: Mapping[str, Any]
 
+    def report(self, name: str) -> Report:
+        """How exact the file is, on which sizes it was tried, and what it holds."""
+        rows: list[list[Cell]] = [[_shown(check.shapes), check.error, check.largest] for check in self.checks]
+        worst = max(check.error for check in self.checks)
+        caption = "Largest difference of the file's results from those of the model, on random inputs."
+        table = Table("The file against the model", ["input", "error", "largest value"], rows, caption)
+        held: list[list[Cell]] = [[key, _cut(_text(value))] for key, value in self.metadata.items()]
+        about: list[list[Cell]] = [
+            ["size of the file [MiB]", f"{self.path.stat().st_size / 2**20:.2f}"],
+            ["layers merged", str(len(self.merged))],
+            ["axes of any size", ", ".join(self.dynamic) or "none"],
+        ]
+        sections = [
+            Section("Check", [table]),
+            Section("File", [Table("The file", ["what", "value"], [*about, *held])]),
+        ]
+        summary = f"{self.path.name} gives the results of {name} to {worst:.1e}, on {len(rows)} sizes."
+        return Report(f"Export of {name}", summary, sections)
+
 
 def export(
     model: nn.Module,
     inputs: Tensor | tuple[Tensor, ...],
     path: str | os.PathLike[str],
     *,
-    format: Format = "onnx",
+    form: Format = "onnx",
     dynamic: Sequence[str] = ("batch",),
     merged: bool = True,
     metadata: Mapping[str, Any] | None = None,
@@ -89,11 +109,12 @@ def export(
         model: any model of tensors.
         inputs: of an example call; what is not dynamic is fixed at their sizes.
         path: the file to write; a JSON file of its name describes it.
-        format: ``onnx``, or ``torch`` for a program of `torch.export` (``.pt2``).
+        form: ``onnx``, or ``torch`` for a program of `torch.export` (``.pt2``).
         dynamic: axes that may have any size: ``batch`` and, of inputs (B, C, *positions), ``length``; ``height`` and
             ``width``; ``depth``, ``height`` and ``width``.
         merged: whether to merge the model first.
-        metadata: anything that JSON can hold, e.g. classes and preprocessing. It is written into the file and beside it.
+        metadata: anything that JSON can hold, e.g. classes and preprocessing. It is written into the file and
+            beside it.
 
     Raises:
         ValueError: an argument is out of range.
@@ -102,12 +123,12 @@ def export(
         MissingExtra: a package of the extra ``export`` is not installed.
         OSError: the file cannot be written.
     """
-    if format not in ("onnx", "torch"):
-        raise unknown("format", format, ("onnx", "torch"))
+    if form not in ("onnx", "torch"):
+        raise unknown("form", form, ("onnx", "torch"))
     path = Path(path)
     if path.suffix == ".json":
         raise ValueError(f"path must not end in .json, which is the suffix of its description, got {path.name}")
-    if format == "onnx":
+    if form == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, extra="export", purpose="export as ONNX")
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
@@ -125,12 +146,9 @@ def export(
         surgery = merge(original, given)
         deployed, changed = surgery.model, surgery.changed
     program = _traced(deployed, given, axes)
-    told = {"library": f"convatlas {version('convatlas')}", "format": format, **(metadata or {})}
+    told = {"library": f"convatlas {version('convatlas')}", "format": form, **(metadata or {})}
     with files.atomic_path(path) as part:
-        if format == "onnx":
-            run = _write_onnx(program, axes, told, part, given)
-        else:
-            run = _write_torch(program, told, part)
+        run = _write_onnx(program, axes, told, part, given) if form == "onnx" else _write_torch(program, told, part)
         checks = tuple(_checked(original, run, given, axes))
     description = path.with_suffix(".json")
     about = {
@@ -174,9 +192,12 @@ def _arguments(model: nn.Module, count: int) -> list[str]:
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...], axes: list[dict[str, int]]) -> torch.export.ExportedProgram:
-    shapes = tuple({axis: Dim.DYNAMIC for axis in each.values()} for each in axes)  # type: ignore[attr-defined]
+    shapes = tuple(dict.fromkeys(each.values(), Dim.DYNAMIC) for each in axes)  # type: ignore[attr-defined]
     # Sizes 0 and 1 are traced as constants.
-    example = tuple(_resized(x, {axis: max(2, x.shape[axis]) for axis in each.values()}) for x, each in zip(inputs, axes, strict=True))
+    example = tuple(
+        _resized(x, {axis: max(2, x.shape[axis]) for axis in each.values()})
+        for x, each in zip(inputs, axes, strict=True)
+    )
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
@@ -208,7 +229,9 @@ def _write_onnx(
 ) -> Call:
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > _LARGEST_ONNX:
-        raise Unsupported(f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds 2: choose format 'torch'")
+        raise Unsupported(
+            f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds 2: choose the form 'torch'"
+        )
     names = tuple({axis: name for name, axis in each.items()} for each in axes)
     try:
         with torch.no_grad(), _quiet():
@@ -218,7 +241,7 @@ def _write_onnx(
     if written is None:
         raise Unsupported("this version of torch does not write ONNX by torch.export; 2.7 does")
     for key, value in metadata.items():
-        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        written.model.metadata_props[key] = _text(value)
     written.save(path)
     import onnxruntime
 
@@ -270,7 +293,7 @@ def _checked(model: nn.Module, run: Call, inputs: tuple[Tensor, ...], axes: list
             for x, each in zip(inputs, axes, strict=True)
         )
         shapes = tuple(tuple(x.shape) for x in example)
-        shown = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+        shown = _shown(shapes)
         with torch.no_grad():
             try:
                 expected = _tensors(model(*example))
@@ -279,10 +302,14 @@ def _checked(model: nn.Module, run: Call, inputs: tuple[Tensor, ...], axes: list
             try:
                 actual = run(example)
             except Exception as error:
-                raise Unsupported(f"the file does not run on {shown}, which the model takes: {_reason(error)}") from error
+                raise Unsupported(
+                    f"the file does not run on {shown}, which the model takes: {_reason(error)}"
+                ) from error
         error, largest = _difference(actual, expected)
         if not error <= _TOLERANCE * largest:
-            raise Unsupported(f"the file computes something else on {shown}: off by {error:.1e}, values up to {largest:.1e}")
+            raise Unsupported(
+                f"the file computes something else on {shown}: off by {error:.1e}, values up to {largest:.1e}"
+            )
         yield Check(shapes, error, largest)
 
 
@@ -315,6 +342,18 @@ def _fresh(x: Tensor) -> Tensor:
 
 def _tensors(result: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _shown(shapes: Shapes) -> str:
+    return " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
 
 
 def _difference(actual: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:

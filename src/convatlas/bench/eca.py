@@ -20,7 +20,7 @@ __all__ = ["run"]
 BARS = [
     Bar(
         statement=f"The attention is not slower than with Conv1d, {what}",
-        published="no figure of the operator; the paper (arXiv 1910.03151) compares frames per second of whole networks",
+        published="no figure of the operator; the paper (arXiv 1910.03151) compares whole networks",
         theirs="Conv1d",
         at_least=0.95,
         what=what,

@@ -493,9 +493,9 @@ def _accuracy(rows: Sequence[Row]) -> str:
 
 def _method(quick: bool) -> str:
     return (
-        f"All sides run in turn in one process, on random numbers, with the same allocator, threads and layout: at least "
-        f"{PAIRS[not quick]} rounds after a warm-up, more where the noise is large. The ratio is the median of the ratios "
-        "of all rounds, the spread the distance of their quartiles over the median. The noise is how far the ratio may "
-        "be off: ours against itself, and the uncertainty of a median. One thread is timed by processor time, several "
-        "by the clock, a GPU by its events with a cold cache."
+        "All sides run in turn in one process, on random numbers, with the same allocator, threads and layout: at "
+        f"least {PAIRS[not quick]} rounds after a warm-up, more where the noise is large. The ratio is the median of "
+        "those of all rounds, the spread the distance of their quartiles over the median. The noise is how far the "
+        "ratio may be off: ours against itself, and the uncertainty of a median. One thread is timed by processor "
+        "time, several by the clock, a GPU by its events with a cold cache."
     )

@@ -35,9 +35,7 @@ def cost_table(tasks: Tasks, runs: Mapping[str, Run]) -> Table:
 def _costs(tasks: Tasks, runs: Mapping[str, Run]) -> tuple[list[str], dict[str, dict[str, Cell]]]:
     inputs = {name: task.example_inputs() for name, task in tasks.items()}
     # In turn, so that whatever else the machine does meets all models alike.
-    rounds = [
-        {name: latency(task.network, *inputs[name], repeats=5) for name, task in tasks.items()} for _ in range(5)
-    ]
+    rounds = [{name: latency(task.network, *inputs[name], repeats=5) for name, task in tasks.items()} for _ in range(5)]
     rows: dict[str, dict[str, Cell]] = {}
     for name, task in tasks.items():
         rows[name] = {
@@ -45,7 +43,7 @@ def _costs(tasks: Tasks, runs: Mapping[str, Run]) -> tuple[list[str], dict[str, 
             "MACs": cost(task.network, *inputs[name]).total.macs,
             "latency [ms]": statistics.median(each[name] for each in rounds),
             "memory [MiB]": _memory(task, inputs[name]) / 2**20,
-            "file [MiB]": runs[name].best.stat().st_size / 2**20,
+            "file [MiB]": best.stat().st_size / 2**20 if (best := runs[name].best).is_file() else None,
             "training time [s]": sum(row["seconds"] for row in runs[name].read_metrics()),
         }
     return list(next(iter(rows.values()))), rows
@@ -110,8 +108,8 @@ def side_by_side(
     highlight: dict[str, Any] = {name: task.better(name) for name in measures} | dict.fromkeys(names, "min")
     columns = ["model", *measures, *names, "on the front of"]
     caption = (
-        f"From the best {_bare(first)} down, on the same held-out data. {_explained(len(tasks))} A model is on the front "
-        "of a cost if no other is as good at less of it."
+        f"From the best {_bare(first)} down, on the same held-out data. {_explained(len(tasks))} A model is on the "
+        "front of a cost if no other is as good at less of it."
     )
     parts: list[Part] = [Table("Quality and cost", columns, cells, caption, highlight)]
     for column in _COSTS[:_FIGURES]:
@@ -119,15 +117,13 @@ def side_by_side(
         upwards = "Up" if better == "max" else "Down"
         caption = f"{upwards} and to the left is better. Joined: those that no other beats."
         spread = max(x for x, _ in points[column].values()) > 10 * min(x for x, _ in points[column].values())
-        figure = Scatter(
-            title[0].upper() + title[1:], column, first, points[column], spread, caption, fronts[column]
-        )
+        figure = Scatter(title[0].upper() + title[1:], column, first, points[column], spread, caption, fronts[column])
         parts.append(figure)
     return ranked, parts
 
 
 def comparison_report(tasks: Tasks, runs: Mapping[str, Run], folder: Path) -> Report:
-    """Tasks of one kind that were trained on the same data under the same budget, by what they tell of their quality."""
+    """Tasks of one kind that were trained on the same data under the same budget, by their `quality`."""
     measured = {name: task.quality() for name, task in tasks.items()}
     ranked, parts = side_by_side(tasks, runs, measured)
     winner, first = ranked[0], next(iter(measured[ranked[0]]))

@@ -45,6 +45,15 @@ class Opened:
     classes: tuple[str, ...] = ()
     preprocess: Mapping[str, Any] | None = None
 
+    def description(self) -> dict[str, Any]:
+        """What a user of the network has to know, as plain data."""
+        told: dict[str, Any] = {"model": self.name, "weights": self.weights}
+        if self.classes:
+            told["classes"] = list(self.classes)
+        if self.preprocess is not None:
+            told["preprocess"] = dict(self.preprocess)
+        return told
+
 
 def open_network(
     source: str, *, model: str | None = None, num_classes: int | None = None, size: Sequence[int] | None = None
@@ -80,7 +89,12 @@ def open_network(
     else:
         opened = _of_checkpoint(source)
     opened.network.eval()
-    return opened if size is None else dataclasses.replace(opened, inputs=sized(opened.inputs, size))
+    if size is None:
+        return opened
+    told = opened.preprocess
+    if told is not None and "size" in told:
+        told = {**told, "size": list(size)}
+    return dataclasses.replace(opened, inputs=sized(opened.inputs, size), preprocess=told)
 
 
 def sized(inputs: tuple[Any, ...], size: Sequence[int]) -> tuple[Any, ...]:
@@ -153,7 +167,9 @@ def _configured(metadata: Mapping[str, str]) -> tuple[str, NetworkConfig | None]
             continue
         variants: Mapping[str, NetworkConfig] = importlib.import_module(f"convatlas.{module}").VARIANTS
         fitting = {
-            name: config for name, config in variants.items() if {entry.name for entry in dataclasses.fields(config)} == set(told)
+            name: config
+            for name, config in variants.items()
+            if {entry.name for entry in dataclasses.fields(config)} == set(told)
         }
         for config in fitting.values():
             rebuilt = config.override(**told)
