@@ -83,6 +83,18 @@ class Card:
         """Model names that the system's modules define, for `create_model`."""
         return tuple(name for module in self.modules if module.startswith("networks.") for name in _variants(module))
 
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """Names of the benchmarks among the system's modules, for ``convatlas bench``."""
+        return tuple(module.removeprefix("bench.") for module in self.modules if module.startswith("bench."))
+
+    def public(self) -> dict[str, tuple[str, ...]]:
+        """What a user imports: public names of the system's modules, without tables, experiments and benchmarks."""
+        tables = {"VARIANTS", "PUBLISHED"}
+        own = [module for module in self.modules if not module.startswith(("experiments.", "bench."))]
+        names = {module: tuple(name for name in public_names(module) if name not in tables) for module in own}
+        return {f"convatlas.{module}": listed for module, listed in names.items() if listed}
+
     def as_dict(self) -> dict[str, Any]:
         """The card as plain data, for JSON."""
         papers = [{key: value for key, value in vars(paper).items() if value is not None} for paper in self.papers]

@@ -393,7 +393,8 @@ def _merging(subject: Subject) -> Iterator[Part]:
     merged = cost(surgery.model, *subject.inputs)
     before, after = subject.cost, merged
     models = (subject.model, surgery.model)
-    pairs = [[latency(model, *subject.inputs, repeats=1) for model in models] for _ in range(_PAIRS)]
+    latency(surgery.model, *subject.inputs, repeats=1)
+    pairs = [[latency(model, *subject.inputs, repeats=1, warm_up=0) for model in models] for _ in range(_PAIRS)]
     low, ratio, high = statistics.quantiles([one / two for one, two in pairs], n=4)
     rows: list[list[Cell]] = [
         ["layers that compute", _computing(before), _computing(after)],
@@ -405,7 +406,7 @@ def _merging(subject: Subject) -> Iterator[Part]:
     ]
     caption = (
         f"surgery.merge folds {len(surgery.changed)} layers into others or makes them plain; the result computes the "
-        f"same. It runs {ratio:.2f} times as fast ({low:.2f} to {high:.2f} in the middle half of {_PAIRS} pairs in turn)."
+        f"same. It runs {ratio:.2f} times as fast ({low:.2f} to {high:.2f} in the middle half of {_PAIRS} pairs)."
     )
     yield Table("Merged for use", ["quantity", "as it is", "merged"], rows, caption)
     kinds = Counter(type(subject.model.get_submodule(name)).__name__ for name in surgery.changed)

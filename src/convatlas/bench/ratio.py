@@ -38,7 +38,7 @@ Call = Callable[[], Any]
 PAIRS = (15, 25)
 #: Where the noise is above this share, there are more pairs, until so many seconds are over.
 QUIET = 0.02
-SECONDS = (3.0, 10.0)
+SECONDS = (3.0, 6.0)
 #: Least seconds of one measurement, in a quick run and else; short calls are repeated.
 SAMPLE = (0.002, 0.005)
 #: Seconds and calls of warm-up: plans of the transforms, caches, the allocator.
@@ -440,7 +440,7 @@ def report(title: str, rows: Sequence[Row], bars: Sequence[Bar], *notes: str, qu
     sections.append(Section("How it was measured", [Note(text) for text in (*notes, _method(quick), _accuracy(rows))]))
     met = [claim.verdict for claim in claims].count("holds")
     devices = ", ".join(dict.fromkeys(str(row.place) for row in rows))
-    summary = f"{met} of {len(claims)} bars are met" if claims else "ratios without a bar"
+    summary = f"{met} of {len(claims)} bars are met" if claims else "Ratios, held against no bar"
     return Report(f"Benchmark: {title}", f"{summary} ({devices}).", sections, provenance())
 
 
@@ -470,18 +470,18 @@ def _figure(what: str, rows: Sequence[Row]) -> Heatmap:
 
 
 def _memory_table(rows: Sequence[Row]) -> Table:
-    columns = ["what", "case", "against", "peak [MiB]", "their peak [MiB]"]
-    columns += ["kept [MiB]", "theirs kept [MiB]", "kept, share"]
+    several, trained = len({row.ours for row in rows}) > 1, any(max(row.kept) for row in rows)
+    columns = ["what", "case", *(["ours"] if several else []), "against", "peak [MiB]", "their peak [MiB]"]
+    columns += ["kept [MiB]", "theirs kept [MiB]", "kept, share"] if trained else []
     cells: list[list[Cell]] = []
     for row in rows:
+        named = [row.case.what, row.case.label, *([row.ours] if several else []), row.theirs]
         sizes: list[Cell] = [size / 2**20 for size in row.peak]
-        sizes += [size / 2**20 if size else None for size in row.kept]
-        sizes.append(row.kept[0] / row.kept[1] if row.kept[1] else None)
-        cells.append([row.case.what, row.case.label, row.theirs, *sizes])
-    caption = (
-        f"On {rows[0].place}. Peak: most that was taken during a call, its result included. Kept: for the backward "
-        "pass, inputs included; share: ours over theirs."
-    )
+        kept: list[Cell] = [size / 2**20 if size else None for size in row.kept]
+        kept.append(row.kept[0] / row.kept[1] if row.kept[1] else None)
+        cells.append([*named, *sizes, *(kept if trained else [])])
+    caption = f"On {rows[0].place}. Peak: most that was taken during a call, its result included."
+    caption += " Kept: for the backward pass, inputs included; share: ours over theirs." if trained else ""
     return Table("Memory", columns, cells, caption)
 
 

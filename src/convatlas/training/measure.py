@@ -27,12 +27,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def latency(model: nn.Module, *inputs: Any, repeats: int = 20) -> float:
-    """Median time of one forward pass in evaluation mode, in milliseconds, after a warm-up."""
+def latency(model: nn.Module, *inputs: Any, repeats: int = 20, warm_up: int = 3) -> float:
+    """Median time of one forward pass in evaluation mode, in milliseconds, after passes to warm up."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     times = []
-    for _ in range(repeats + 3):
+    for _ in range(repeats + warm_up):
         start = time.perf_counter()
         model(*inputs)
         if isinstance(inputs[0], Tensor) and inputs[0].is_cuda:
@@ -40,7 +40,7 @@ def latency(model: nn.Module, *inputs: Any, repeats: int = 20) -> float:
         times.append(1000 * (time.perf_counter() - start))
     for module, mode in modes:
         module.training = mode
-    return statistics.median(times[3:])
+    return statistics.median(times[warm_up:])
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
