@@ -307,6 +307,8 @@ class _Pyramid(Backbone):
     classifier_modules: ClassVar[tuple[str, ...]] = ("head",)
     stem_modules: ClassVar[tuple[str, ...]] = ("stages.0.patch_embed.proj",)
 
+    stages: nn.ModuleList
+
     def __init__(self, config: _PyramidConfig, patch_size: int) -> None:
         super().__init__(config)
         depths, dims = config.depths, config.dims
@@ -354,10 +356,8 @@ class _Pyramid(Backbone):
         return self.head(x.mean((2, 3)))
 
     def layers(self) -> list[nn.Module]:
-        steps: list[nn.Module] = []
-        for stage in self.stages:
-            steps += [stage.patch_embed, *([] if stage.position is None else [stage.position]), *stage.blocks]
-            steps += [] if stage.norm is None else [stage.norm]
+        parts = [part for stage in self.stages for part in stage.children()]
+        steps = [step for part in parts for step in (part if isinstance(part, nn.ModuleList) else [part])]
         return [*steps, self.head]
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -464,7 +464,8 @@ def _init_conv(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels / module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 _B2, _B3, _B4 = (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3)
