@@ -13,6 +13,7 @@ from convatlas.catalog import model_module
 from convatlas.networks.base import BackboneConfig
 from convatlas.networks.registry import model_config
 
+
 def _first_of_families(entries: Iterable[Any]) -> list[Any]:
     """The first entry of each file of networks, for tests that take seconds."""
     families: dict[str, Any] = {}

@@ -103,7 +103,7 @@ def test_rounds_go_on_while_it_is_noisy(monkeypatch: pytest.MonkeyPatch):
 def test_results_that_differ_are_refused_before_timing():
     expected = torch.tensor([1.0, -4.0])
     sides = {"ours": lambda: expected, "theirs": lambda: expected + 4e-4}
-    with pytest.raises(ValueError, match="the results of theirs and ours differ by 1.0e-04 of the largest value"):
+    with pytest.raises(ValueError, match=r"the results of theirs and ours differ by 1\.0e-04 of the largest value"):
         compare([case(sides)], threads=[1], quick=True)
     (row,) = compare([case(sides, tolerance=1e-3)], threads=[1], quick=True)
     assert row.difference == pytest.approx(1e-4, rel=1e-3)
@@ -229,7 +229,10 @@ def test_a_bar_has_a_claim_for_each_place_and_only_the_cases_it_means():
     rows = [row(2.5), row(1.0, theirs="timm"), row(2.5, place=two), row(9.0, place=Place("cuda", 0))]
     rows.append(row(1.0, case=Case("x", "backward", dict)))  # type: ignore[arg-type]
     rows.append(row(1.0, case=Case("x", "forward", dict, group="large")))  # type: ignore[arg-type]
-    assert [claim.statement for claim in judge(rows, [BAR])] == ["Twice as fast (1 thread)", "Twice as fast (2 threads)"]
+    assert [claim.statement for claim in judge(rows, [BAR])] == [
+        "Twice as fast (1 thread)",
+        "Twice as fast (2 threads)",
+    ]
     assert judge([row(2.5, theirs="timm")], [BAR]) == []
 
 

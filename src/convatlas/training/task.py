@@ -132,7 +132,13 @@ class GradientTask(Task):
         return None
 
     def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
-        """What the network takes for a batch of samples, on its device; by default what the network itself tells."""
+        """What the network takes for a batch of samples, on its device; by default what the network itself tells.
+
+        Raises:
+            Unsupported: it tells nothing.
+        """
+        if not callable(getattr(self.network, "example_inputs", None)):
+            raise Unsupported(f"{type(self.network).__name__} tells no example input, and neither does {self.name}")
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
         inputs: tuple[Any, ...] = self.network.example_inputs(batch)  # type: ignore[operator]
         moved: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
