@@ -42,9 +42,9 @@ _MOST_LAYERS, _MOST_STAGES = 500, 40
 #: Samples of a batch whose throughput is measured, and of a training step, which batch normalisation needs two for.
 _BATCH, _TRAINED = 8, 2
 #: Seconds that a time is measured for, within a number of passes.
-_SECONDS, _PASSES = 1.5, (5, 20)
+_SECONDS, _PASSES = 1.5, (3, 20)
 #: Pairs of passes, before and after merging, whose times are compared.
-_PAIRS = 9
+_PAIRS = 7
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -197,7 +197,7 @@ def _latency(model: nn.Module, inputs: tuple[Any, ...]) -> float:
         model(*inputs)
     least, most = _PASSES
     repeats = int(min(max(_SECONDS / max(time.perf_counter() - start, 1e-4), least), most))
-    return latency(model, *inputs, repeats=repeats)
+    return latency(model, *inputs, repeats=repeats, warm_up=1)
 
 
 def _memory(subject: Subject) -> Iterator[Part]:
@@ -393,7 +393,7 @@ def _merging(subject: Subject) -> Iterator[Part]:
     merged = cost(surgery.model, *subject.inputs)
     before, after = subject.cost, merged
     models = (subject.model, surgery.model)
-    latency(surgery.model, *subject.inputs, repeats=1)
+    latency(surgery.model, *subject.inputs, repeats=1, warm_up=0)  # plans of the convolutions
     pairs = [[latency(model, *subject.inputs, repeats=1, warm_up=0) for model in models] for _ in range(_PAIRS)]
     low, ratio, high = statistics.quantiles([one / two for one, two in pairs], n=4)
     rows: list[list[Cell]] = [
