@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
 import json
 import logging
@@ -192,7 +193,7 @@ def _arguments(model: nn.Module, count: int) -> list[str]:
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...], axes: list[dict[str, int]]) -> torch.export.ExportedProgram:
-    shapes = tuple(dict.fromkeys(each.values(), Dim.DYNAMIC) for each in axes)  # type: ignore[attr-defined]
+    shapes = tuple(dict.fromkeys(each.values(), Dim.DYNAMIC) for each in axes)
     # Sizes 0 and 1 are traced as constants.
     example = tuple(
         _resized(x, {axis: max(2, x.shape[axis]) for axis in each.values()})
@@ -210,9 +211,9 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...], axes: list[dict[str, i
 def _write_torch(program: torch.export.ExportedProgram, metadata: Mapping[str, Any], path: Path) -> Call:
     extra = {"convatlas.json": json.dumps(metadata, ensure_ascii=False)}
     with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=extra)  # type: ignore[arg-type]
-    with open(path, "rb") as file:
-        read = torch.export.load(file).module()  # type: ignore[arg-type]
+        torch.export.save(program, file, extra_files=extra)
+    with open(path, "rb") as written:
+        read = torch.export.load(written).module()
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return _tensors(read(*inputs))
@@ -235,7 +236,7 @@ def _write_onnx(
     names = tuple({axis: name for name, axis in each.items()} for each in axes)
     try:
         with torch.no_grad(), _quiet():
-            written = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=names)  # type: ignore[arg-type]
+            written = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=names)
     except Exception as error:
         raise Unsupported(f"the model cannot be written as ONNX: {_reason(error)}") from error
     if written is None:
@@ -243,8 +244,7 @@ def _write_onnx(
     for key, value in metadata.items():
         written.model.metadata_props[key] = _text(value)
     written.save(path)
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -301,10 +301,9 @@ def _checked(model: nn.Module, run: Call, inputs: tuple[Tensor, ...], axes: list
                 continue
             try:
                 actual = run(example)
-            except Exception as error:
-                raise Unsupported(
-                    f"the file does not run on {shown}, which the model takes: {_reason(error)}"
-                ) from error
+            except Exception as failure:
+                what = f"the file does not run on {shown}, which the model takes: {_reason(failure)}"
+                raise Unsupported(what) from failure
         error, largest = _difference(actual, expected)
         if not error <= _TOLERANCE * largest:
             raise Unsupported(

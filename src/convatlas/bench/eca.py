@@ -33,7 +33,7 @@ SIZES = tuple((batch, channels, side) for batch in (1, 8) for channels, side in 
 TAPS = 5
 
 
-def with_conv1d(x: Tensor, weight: Tensor) -> Tensor:
+def _with_conv1d(x: Tensor, weight: Tensor) -> Tensor:
     """Pooling, a convolution along the channels, a sigmoid, and a product."""
     y = F.adaptive_avg_pool2d(x, 1).squeeze(-1).transpose(1, 2)
     y = F.conv1d(y, weight, padding=weight.shape[2] // 2)
@@ -58,4 +58,4 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
 def _sides(what: str, batch: int, channels: int, side: int, device: torch.device) -> dict[str, Call]:
     x, weight = torch.randn(batch, channels, side, side, device=device), torch.randn(1, 1, TAPS, device=device)
     measured = forward if what == "forward" else backward
-    return {"eca": measured(eca, x, weight), "Conv1d": measured(with_conv1d, x, weight)}
+    return {"eca": measured(eca, x, weight), "Conv1d": measured(_with_conv1d, x, weight)}

@@ -97,19 +97,19 @@ QUICK_SIZES = {
 }
 
 
-def complex_form(u: Tensor, k: Tensor) -> Tensor:
+def _complex_form(u: Tensor, k: Tensor) -> Tensor:
     """As it is usually written: complex transforms, next power of two."""
     n = 1 << (u.shape[-1] + k.shape[-1] - 2).bit_length()
     return torch.fft.ifft(torch.fft.fft(u, n) * torch.fft.fft(k, n), n).real[..., : u.shape[-1]]
 
 
-def real_form(u: Tensor, k: Tensor) -> Tensor:
+def _real_form(u: Tensor, k: Tensor) -> Tensor:
     """As one who takes care writes it: real transforms of a length that they are fast for."""
     n = fast_length(u.shape[-1] + k.shape[-1] - 1)
     return torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(k, n), n)[..., : u.shape[-1]]
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"complex FFT": complex_form, "real FFT": real_form}
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"complex FFT": _complex_form, "real FFT": _real_form}
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:

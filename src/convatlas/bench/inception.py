@@ -49,12 +49,12 @@ STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
 BATCH = 4
 
 
-def three_convolutions(
+def _three_convolutions(
     x: Tensor, w_hw: Tensor, b_hw: Tensor, w_w: Tensor, b_w: Tensor, w_h: Tensor, b_h: Tensor
 ) -> Tensor:
     """As the paper's algorithm 1 writes it."""
     g = len(b_hw)
-    x_id, x_hw, x_w, x_h = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
+    x_id, x_hw, x_w, x_h = torch.split(x, [x.shape[1] - 3 * g, g, g, g], dim=1)
     half = w_w.shape[3] // 2
     y_hw = F.conv2d(x_hw, w_hw, b_hw, padding=w_hw.shape[2] // 2, groups=g)
     y_w = F.conv2d(x_w, w_w, b_w, padding=(0, half), groups=g)
@@ -89,5 +89,5 @@ def _sides(what: str, channels: int, side: int, device: torch.device) -> dict[st
     measured = forward if what == "forward" else backward
     return {
         "inception_dwconv2d": measured(inception_dwconv2d, *tensors),
-        "three convolutions": measured(three_convolutions, *tensors),
+        "three convolutions": measured(_three_convolutions, *tensors),
     }

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convatlas.cli.parser import Parser, UsageError, sizes
 from convatlas.cli.train import output_to_stderr
 
+if TYPE_CHECKING:
+    from convatlas.export import Format
+
 __all__ = ["run"]
 
-_SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}
+_SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     size, path = sizes(arguments.size), Path(arguments.out)
-    form = arguments.format or _SUFFIXES.get(path.suffix)
+    form: Format | None = arguments.format or _SUFFIXES.get(path.suffix)
     if form is None:
         raise UsageError(f"--out must end in .onnx or .pt2, or --format be given, got {path.name}")
     named = [name.strip() for name in arguments.dynamic.split(",") if name.strip()]

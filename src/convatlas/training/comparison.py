@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -13,11 +13,13 @@ from convatlas.cost import cost
 from convatlas.report import Cell, Files, Lines, Part, Report, Scatter, Section, Table
 from convatlas.training.measure import count_parameters, latency, peak_bytes, provenance
 from convatlas.training.run import Run
-from convatlas.training.task import GradientTask
+
+if TYPE_CHECKING:
+    from convatlas.training.task import GradientTask
 
 __all__ = ["comparison_report", "cost_table", "files_section", "pareto_front", "side_by_side"]
 
-Tasks = Mapping[str, GradientTask]
+Tasks: TypeAlias = "Mapping[str, GradientTask]"
 
 #: Columns of the cost that a front is drawn for, the first ones as figures.
 _COSTS = ("latency [ms]", "MACs", "parameters", "memory [MiB]")

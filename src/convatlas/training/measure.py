@@ -62,7 +62,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> i
     with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
     del result
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = recorded.profiler.kineto_results.events()
     taken = most = 0
     for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
         taken += size

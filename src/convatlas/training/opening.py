@@ -74,7 +74,7 @@ def open_network(
         Unsupported: the run holds no network, or the network tells no example input.
         ValueError: the size does not fit the input.
     """
-    changes = {} if num_classes is None else {"num_classes": num_classes}
+    changes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if Path(source).is_dir():
         if model is not None:
             raise ValueError(f"a run tells its model itself, so model must not be given, got {model}")
