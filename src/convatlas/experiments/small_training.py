@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from convatlas.networks.registry import create_model, published_files
 from convatlas.recognition.reports import quality
 from convatlas.recognition.task import Recognition
 from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
+from convatlas.report.progress import progress
 from convatlas.training.measure import count_parameters, provenance
 from convatlas.training.optim import learning_rate, make_optimizer
 from convatlas.training.run import Run
@@ -57,18 +57,6 @@ IMAGENET_CLASSES = 1000
 def device() -> torch.device:
     """Where the experiments run: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error; the function that it yields says what is under way and advances by one."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    hidden = os.environ.get("CONVATLAS_PROGRESS", "1") == "0"
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("preparing", total=total)
-        yield lambda doing: bar.update(task, advance=1, description=doing)
 
 
 # -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Recognition(GradientTask):
     """
 
     name: ClassVar[str] = "recognition"
-    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
+    smaller_is_better: ClassVar[tuple[str, ...]] = ("cross-entropy [nats]",)
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_accuracy", "max")
 
     data: str = "digits"
@@ -355,6 +355,12 @@ class Recognition(GradientTask):
             raise DataError("none of the images can be read")
         kept = images.subset(np.concatenate(indices))
         return Predictions(kept, np.concatenate(rows), self.classes, tuple(dict.fromkeys(failed)))
+
+    def quality(self) -> dict[str, float]:
+        """Accuracy and its relatives on the test images."""
+        from convatlas.recognition.reports import quality
+
+        return quality(self.probabilities(self._held_out(None)))
 
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the quality on the run's own test images, or on other labelled ones.

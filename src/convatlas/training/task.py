@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from convatlas.catalog import TASKS
 from convatlas.errors import Interrupted, Unsupported, unknown
@@ -93,10 +94,13 @@ class GradientTask(Task):
     accumulation, clipping, averaging, checkpoints, resuming.
     """
 
+    verbs: ClassVar[tuple[str, ...]] = (*Task.verbs, "compare")
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
     #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.
     unused_parameters: ClassVar[bool] = False
+    #: Those measures of `quality` of which less is better.
+    smaller_is_better: ClassVar[tuple[str, ...]] = ()
 
     network: nn.Module
     #: Items are read by (index, seed) pairs.
@@ -128,6 +132,46 @@ class GradientTask(Task):
     def collate(self) -> Callable[[list[Any]], dict[str, Any]] | None:
         """How samples become a batch; None is torch's own way."""
         return None
+
+    def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
+        """What the network takes for a batch of samples, on its device; by default what the network itself tells.
+
+        Raises:
+            Unsupported: it tells nothing.
+        """
+        if not callable(getattr(self.network, "example_inputs", None)):
+            raise Unsupported(f"{type(self.network).__name__} tells no example input, and neither does {self.name}")
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        inputs: tuple[Any, ...] = self.network.example_inputs(batch)  # type: ignore[operator]
+        moved: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+        return moved
+
+    @torch.inference_mode()
+    def quality(self) -> dict[str, float]:
+        """How good the trained network is on held-out data; the first measure ranks when networks are compared.
+
+        By default the validation metric that chooses the best epoch. Units stand in brackets: ``"PSNR [dB]"``.
+        """
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        self.network.eval()
+        metrics: Any = self.metrics().to(device)
+        for batch in DataLoader(self.val_set, batch_size=64, collate_fn=self.collate):
+            self.score(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch), metrics)
+        return {self.monitor[0].removeprefix("val_"): float(metrics.compute()[self.monitor[0]])}
+
+    def better(self, measure: str) -> Literal["max", "min"]:
+        """Whether more or less of a measure of `quality` is better."""
+        monitored, mode = self.monitor
+        if measure == monitored.removeprefix("val_"):
+            return mode
+        return "min" if measure in self.smaller_is_better else "max"
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Self], runs: Mapping[str, Run], folder: Path) -> Report:
+        """One report on several networks that were trained on the same data under the same budget."""
+        from convatlas.training.comparison import comparison_report
+
+        return comparison_report(tasks, runs, folder)
 
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train, keep the best epoch in the network, and write the run folder.
