@@ -16,4 +16,6 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     It is entered only where there is something to switch off, because it leaves a trace in exported programs.
     """
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # the meta device has none
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
