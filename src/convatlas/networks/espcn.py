@@ -1,8 +1,8 @@
 """ESPCN: super-resolution with all layers at low resolution and a sub-pixel convolution as the last.
 
-Shi, Caballero, Huszar, Totz, Aitken, Bishop, Rueckert, Wang: "Real-Time Single Image and Video Super-Resolution Using an
-Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016, arXiv 1609.05158. There is no code of the authors; the two
-well-known ones that this follows are yjn870/ESPCN-pytorch and Lornatang/ESPCN-PyTorch.
+Shi, Caballero, Huszar, Totz, Aitken, Bishop, Rueckert, Wang: "Real-Time Single Image and Video Super-Resolution Using
+an Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016, arXiv 1609.05158. There is no code of the authors; the
+two well-known ones that this follows are yjn870/ESPCN-pytorch and Lornatang/ESPCN-PyTorch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SRCNN: super-resolution by three convolutions on the image that bicubic interpolation has enlarged.
 
-Dong, Loy, He, Tang: "Image Super-Resolution Using Deep Convolutional Networks", TPAMI 2016, arXiv 1501.00092. The network
-that ESPCN is compared with: all layers work at high resolution.
+Dong, Loy, He, Tang: "Image Super-Resolution Using Deep Convolutional Networks", TPAMI 2016, arXiv 1501.00092. The
+network that ESPCN is compared with: all layers work at high resolution.
 """
 
 from __future__ import annotations

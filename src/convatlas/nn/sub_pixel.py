@@ -121,9 +121,7 @@ def conv_transpose_weight(weight: Tensor, scale: int) -> Tensor:
 
 
 @torch.no_grad()
-def icnr_(
-    weight: Tensor, scale: int, init: Callable[[Tensor], object] = nn.init.kaiming_normal_
-) -> Tensor:
+def icnr_(weight: Tensor, scale: int, init: Callable[[Tensor], object] = nn.init.kaiming_normal_) -> Tensor:
     """Fill the weight of a sub-pixel convolution so that it begins as a convolution and nearest-neighbour enlargement.
 
     One kernel is drawn for each channel of the image and repeated for the r^2 pixels of a block (Aitken et al., section

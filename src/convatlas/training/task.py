@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 from abc import ABC, abstractmethod
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convatlas.catalog import TASKS
-from convatlas.errors import Interrupted, Unsupported, unknown
+from convatlas.errors import CheckpointError, DataError, Interrupted, Unsupported, unknown
 from convatlas.report import Report
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 from convatlas.training.settings import Training
+from convatlas.weights import load_weights, read_checkpoint, save_weights
 
 __all__ = ["GradientTask", "Task", "is_helper", "open_task", "seed_everything", "split_settings"]
 
@@ -127,6 +129,18 @@ class GradientTask(Task):
         """How samples become a batch; None is torch's own way."""
         return None
 
+    def described(self) -> dict[str, Any]:
+        """What is needed beside the settings to use the trained network, as plain data; stored with the weights."""
+        return {}
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build ``network``, whose weights are loaded next.
+
+        Raises:
+            Unsupported: the task does not say how.
+        """
+        raise Unsupported(f"the task {self.name} cannot be read back")
+
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train, keep the best epoch in the network, and write the run folder.
 
@@ -185,6 +199,36 @@ class GradientTask(Task):
             opened.withdraw()
             raise
         return report
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights with everything that is needed to use them, as safetensors."""
+        described = {"task": self.name, "settings": to_mapping(self), **self.described()}
+        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read a trained task back from a run folder or from the file that `save` wrote.
+
+        Raises:
+            DataError: the folder is not a run, or has no finished epoch yet.
+            CheckpointError: the file was not written by this task.
+        """
+        path = Path(source)
+        if path.is_dir():
+            path = Run.open(path).best
+            if not path.is_file():
+                raise DataError(
+                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
+                )
+        try:
+            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
+            task = from_mapping(cls, described["settings"])
+            task.restore(described)
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
+        load_weights(task.network, path)
+        task.network.eval()
+        return task
 
 
 def is_helper() -> bool:
