@@ -133,7 +133,9 @@ def _unfiltered(lines: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8
     return np.ascontiguousarray(result[1:, 1:].astype(np.uint8))
 
 
-def _paeth(left: npt.NDArray[np.int16], above: npt.NDArray[np.int16], corner: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+def _paeth(
+    left: npt.NDArray[np.int16], above: npt.NDArray[np.int16], corner: npt.NDArray[np.int16]
+) -> npt.NDArray[np.int16]:
     """Whichever of three neighbours is nearest to left + above - corner."""
     to_left, to_above = np.abs(above - corner), np.abs(left - corner)
     to_corner = np.abs(left + above - 2 * corner)

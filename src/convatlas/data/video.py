@@ -1,4 +1,4 @@
-"""Video files through PyAV: frames one after the other, at a constant rate and upright, and writing with the sound kept.
+"""Video files through PyAV: frames one after the other, upright and at a constant rate; writing with the sound kept.
 
 Needs the optional package av (``pip install 'convatlas[video]'``).
 """
@@ -198,7 +198,10 @@ def write_video(
     _check_frame(first, first)
     tags = ColourTags(_BT709, _BT709, _BT709) if colour == "rgb" else tags or ColourTags()
     options = {"movflags": "+faststart"} if path.suffix.lower() != ".mkv" else {}
-    with atomic_path(path) as part, av.open(str(part), "w", format=_FORMATS[path.suffix.lower()], options=options) as out:
+    with (
+        atomic_path(path) as part,
+        av.open(str(part), "w", format=_FORMATS[path.suffix.lower()], options=options) as out,
+    ):
         stream = _video_stream(out, first, rate, Fraction(pixel_aspect).limit_denominator(10_000), tags, crf)
         with _sound(out, sound_from, path) as packets:
             count = 0
@@ -356,7 +359,9 @@ def _sound(out: Any, source: str | Path | None, path: Path) -> Iterator[_Packets
         yield _Packets(_copied(container, tracks, copies, start))
 
 
-def _copied(container: Any, tracks: list[Any], copies: dict[int, Any], start: Fraction) -> Iterator[tuple[Fraction, Any]]:
+def _copied(
+    container: Any, tracks: list[Any], copies: dict[int, Any], start: Fraction
+) -> Iterator[tuple[Fraction, Any]]:
     for packet in container.demux(tracks) if tracks else ():
         if packet.dts is None:  # marks the end
             continue

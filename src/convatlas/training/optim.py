@@ -77,9 +77,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and by layer-wise learning rate.
 
-    1-D parameters are not decayed, unless ``decay_all``. Every group has ``lr_scale``: 1 at the head, times
-    ``layer_decay`` for each layer below it, times the factor of the longest beginning of the name in ``lr_factors``.
-    Parameters with the factor 0 are left out.
+    1-D parameters are not decayed, nor are those that the model names in ``undecayed``, unless ``decay_all``. Every
+    group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it, times the factor of the
+    longest beginning of the name in ``lr_factors``. Parameters with the factor 0 are left out.
 
     Raises:
         Unsupported: layer_decay is not 1 and the model does not name its layers.
@@ -100,11 +100,13 @@ def parameter_groups(
         if not any(name.startswith(start) for name in names):
             raise ValueError(f"lr_factors names {start!r}, but no parameter begins so; the first is {names[0]}")
     groups: dict[tuple[float, float], list[Tensor]] = {}
+    undecayed: tuple[str, ...] = getattr(model, "undecayed", ())
     for name, parameter in model.named_parameters():
         start = max((start for start in factors if name.startswith(start)), key=len, default=None)
         scale = scales.get(id(parameter), 1.0) * (1.0 if start is None else factors[start])
         if parameter.requires_grad and scale > 0:
-            decay = weight_decay if parameter.dim() > 1 or decay_all else 0.0
+            decays = parameter.dim() > 1 and name.rpartition(".")[2] not in undecayed
+            decay = weight_decay if decays or decay_all else 0.0
             groups.setdefault((decay, scale), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
