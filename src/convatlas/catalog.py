@@ -32,7 +32,10 @@ __all__ = [
 _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
-TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+TASKS: dict[str, str] = {
+    "recognition": "recognition.task:Recognition",
+    "super-resolution": "restoration.super_resolution:SuperResolution",
+}
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
-from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.recognition.predictions import Predictions, joined
 from convatlas.report import Report
+from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.settings import Training
 from convatlas.training.task import GradientTask

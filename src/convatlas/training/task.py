@@ -95,6 +95,8 @@ class GradientTask(Task):
     accumulation, clipping, averaging, checkpoints, resuming.
     """
 
+    #: Settings of the training that suit the task better than the general ones.
+    defaults: ClassVar[Mapping[str, Any]] = {}
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
 
@@ -146,7 +148,7 @@ class GradientTask(Task):
 
         Args:
             run: folder of the run; new, unless ``resume``.
-            training: settings of the training.
+            training: settings of the training; the task's ``defaults`` when left out.
             resume: go on with an interrupted run; the settings must be those it was started with. A finished run
                 gets its report again.
 
@@ -162,7 +164,7 @@ class GradientTask(Task):
         """
         from convatlas.training.fit import fit
 
-        training = training or Training()
+        training = training or Training(**self.defaults)
         settings = {**to_mapping(self), **to_mapping(training)}
         if is_helper():  # the first process sees to the folder and to the report
             seed_everything(training.seed)
