@@ -226,10 +226,7 @@ class _Reading:
     ) -> Pairs:
         """Files of high resolution by key, and those of low resolution that may belong to them."""
         entries: list[Entry] = []
-        skipped = [Skipped(_relative(path, root), "has no partner") for path in alone]
-        skipped += [
-            Skipped(_relative(path, root), "has no partner") for key in low.keys() - high.keys() for path in low[key]
-        ]
+        skipped: list[Skipped] = []
         for key, path in sorted(high.items()):
             name = _relative(path, root)
             try:
@@ -239,6 +236,8 @@ class _Reading:
                 entries.append(Entry(name, partial(_picture, path, partner, name, self.scale)))
             except Unreadable as error:
                 skipped.append(Skipped(error.name, error.reason))
+        others = [*alone, *(path for key in low.keys() - high.keys() for path in low[key])]
+        skipped += [Skipped(_relative(path, root), "has no partner") for path in others]
         return _usable(entries, skipped, root)
 
     def _partner(self, path: Path, name: str, candidates: Sequence[Path], root: Path) -> Path:

@@ -124,7 +124,9 @@ class ESPCN(Upscaler):
             function=_of_same_scale,
         ),
         "lornatang": Layout(
-            renames=((r"^sub_pixel\.0\.", "sub_pixel.conv."), (r"^n_averaged$", "")), function=_of_same_scale
+            # The averaged copy lies in a wrapper that counts its updates.
+            renames=((r"^module\.", ""), (r"^n_averaged$", ""), (r"^sub_pixel\.0\.", "sub_pixel.conv.")),
+            function=_of_same_scale,
         ),
         "tensorflow": Layout(function=_from_tensorflow),
     }

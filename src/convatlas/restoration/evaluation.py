@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 
 from convatlas.data.image_pairs import Sample
-from convatlas.data.video import Video
 from convatlas.files import write_text
 from convatlas.networks.base import Upscaler
 from convatlas.report import printable
@@ -57,7 +56,7 @@ class ClipQuality:
     Attributes:
         network, bicubic: PSNR of luma in dB of each frame.
         seconds: that the network and the conversions around it took.
-        shown: as in `Measured`, of the frame in the middle of the clip or the last before it.
+        shown: as in `Measured`, of one frame.
     """
 
     network: tuple[float, ...]
@@ -112,24 +111,30 @@ def measure_image(model: Upscaler, name: str, sample: Sample, protocol: Protocol
 
 
 def measure_clip(
-    model: Upscaler, video: Video, protocol: Protocol, advance: Callable[[], None] = lambda: None
+    model: Upscaler,
+    frames: Iterable[Array],
+    protocol: Protocol,
+    *,
+    show: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> ClipQuality:
     """Shrink every frame of a clip, enlarge it again, and compare, holding a few frames at a time.
 
     Args:
         model: the network.
-        video: the clip, which is taken as the truth.
+        frames: (H, W, 3) uint8, taken as the truth.
         protocol: what low resolution is, and what is compared.
+        show: number of the frame of which a square is kept; the first if the clip has no such frame.
         advance: called after each frame.
 
     Raises:
-        ValueError: the frames are smaller than a block or than the border of the protocol.
+        ValueError: there is no frame, or frames are smaller than a block or than the border of the protocol.
         DataError: the clip is damaged.
     """
     waiting: deque[tuple[Array, Array]] = deque()
 
     def shrunk() -> Iterator[Array]:
-        for frame in video:
+        for frame in frames:
             truth = protocol.cut(frame, model.scale)
             waiting.append((truth, protocol.shrink(truth, model.scale)))
             yield waiting[-1][1]
@@ -141,13 +146,13 @@ def measure_clip(
     for enlarged in enlarging:
         truth, low = waiting.popleft()
         interpolated = protocol.bicubic(low, model.scale)
+        if len(network) in (0, show):
+            shown = (_crop(interpolated, truth), _crop(enlarged, truth), _crop(truth, truth))
         network.append(protocol.measure(enlarged, truth, model.scale).psnr)
         bicubic.append(protocol.measure(interpolated, truth, model.scale).psnr)
-        if shown is None or len(network) <= video.count // 2:
-            shown = (_crop(interpolated, truth), _crop(enlarged, truth), _crop(truth, truth))
         advance()
     if shown is None:
-        raise ValueError(f"{video.path} holds no frame")
+        raise ValueError("frames must not be empty")
     return ClipQuality(tuple(network), tuple(bicubic), enlarging.seconds - reading.seconds, shown)
 
 

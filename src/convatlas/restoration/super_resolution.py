@@ -61,6 +61,8 @@ class SuperResolution(GradientTask):
     name: ClassVar[str] = "super-resolution"
     verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_psnr", "max")
+    #: Small batches: the networks are small, and steps are what they need.
+    defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 16, "lr": 3e-3, "weight_decay": 0.0, "warmup_epochs": 0.0}
 
     data: str = "photographs"
     model: str = "espcn_x3"
@@ -252,7 +254,7 @@ class SuperResolution(GradientTask):
         """
         video = read_video(path)
         with progress("measuring", video.count) as advance:
-            return measure_clip(self.network, video, self.protocol, advance)
+            return measure_clip(self.network, video, self.protocol, show=video.count // 2, advance=advance)
 
     def _held_out(self, data: str | Path | None) -> Pairs:
         if data is None:
@@ -269,7 +271,7 @@ class SuperResolution(GradientTask):
         return next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
-        """Enlarge images and clips; writes them with the scale (``_x3``) behind their names, and a page that shows them.
+        """Enlarge images and clips; writes them with the scale (``_x3``) behind their names, and a page with squares.
 
         Images keep depth, transparency and colour profile: JPEG stays JPEG, all others become PNG. Clips become H.264
         and keep their sound.
