@@ -35,7 +35,10 @@ __all__ = [
 _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
-TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+TASKS: dict[str, str] = {
+    "recognition": "recognition.task:Recognition",
+    "super-resolution": "restoration.super_resolution:SuperResolution",
+}
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {"tract": "training.tract:TrAct"}
