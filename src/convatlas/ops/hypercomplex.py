@@ -59,12 +59,11 @@ def ph_weight(algebra: Tensor, filters: Tensor, groups: int = 1, *, backend: str
 
 @_backends.register("naive")
 def _naive(algebra: Tensor, filters: Tensor, groups: int = 1) -> Tensor:
-    def kronecker_sum(part: Tensor) -> Tensor:
-        points = part.flatten(3).unbind(3) if part.dim() > 3 else (part,)
-        sums = [sum((torch.kron(a, f) for a, f in zip(algebra, point, strict=True)), start=0) for point in points]
-        return torch.stack(sums, dim=2).reshape(*sums[0].shape, *part.shape[3:])  # type: ignore[arg-type, union-attr]
-
-    return torch.cat([kronecker_sum(part) for part in filters.chunk(groups, dim=1)])
+    sums = []
+    for part in filters.chunk(groups, dim=1):
+        products = [torch.einsum("ab,oc...->aobc...", a, f) for a, f in zip(algebra, part, strict=True)]
+        sums.append(torch.stack(products).sum(0).flatten(2, 3).flatten(0, 1))
+    return torch.cat(sums)
 
 
 @_backends.register("matmul")

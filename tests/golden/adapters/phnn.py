@@ -11,11 +11,20 @@ from torch import Tensor, nn
 from convatlas.networks.phnn.resnet import PHResNet, PHResNetConfig
 from convatlas.networks.phnn.sed import PHSED, PHSEDConfig
 from convatlas.networks.phnn.vgg import PHVGG, PHVGGConfig
-from convatlas.nn.conv.hypercomplex import PHConv1d, PHConv2d, PHConv3d, PHLinear, QuaternionConv2d
+from convatlas.nn.conv.hypercomplex import (
+    PHConv1d,
+    PHConv2d,
+    PHConv3d,
+    PHLinear,
+    QuaternionConv1d,
+    QuaternionConv2d,
+    QuaternionConv3d,
+)
 from convatlas.ops.sound_events import sound_event_score, sound_events
 from golden.cases import Case
 
 _CONVS = {"phconv1d": PHConv1d, "phconv2d": PHConv2d, "phconv3d": PHConv3d}
+_QUATERNION_CONVS = {3: QuaternionConv1d, 4: QuaternionConv2d, 5: QuaternionConv3d}
 _PLACE = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
@@ -23,14 +32,15 @@ def run(case: Case) -> dict[str, Tensor]:
     if "layer" in case.config:
         return _layer(case)
     if "block" in case.config or "num_blocks" in case.config:
-        return _named(case, _resnet(case))
+        return _compare(case, _resnet(case), "logits")
     if "rnn_size" in case.config or "rnn.weight_hh_l0" in case.weights:
-        return _named(case, _sed(case))
+        return _compare(case, _sed(case), "sed")
     if any(key.startswith("features.") for key in case.weights):
-        return _named(case, _vgg(case))
+        return _compare(case, _vgg(case), "logits")
     if "r_weight" in case.weights:
         case.only("in_channels", "out_channels", "bias", *_PLACE)
-        return _compare(case, QuaternionConv2d(**case.config))
+        kind = _QUATERNION_CONVS[case.weights["r_weight"].dim()]
+        return _compare(case, kind(**{"bias": "bias" in case.weights, **case.config}), "y")
     if {"pred", "target"} <= set(case.inputs):
         return _score(case)
     raise KeyError(f"{case.system}/{case.name}: the adapter does not know what this is")
@@ -41,30 +51,24 @@ def _layer(case: Case) -> dict[str, Tensor]:
     config, kind = case.config, case.config["layer"].lower()
     sizes = (config["in_features"], config["out_features"])
     if kind == "phmlinear":
-        return _compare(case, PHLinear(*sizes, bias="bias" in case.weights, n=config["n"]))
+        return _compare(case, PHLinear(*sizes, bias="bias" in case.weights, n=config["n"]), "y")
     place = {key: config[key] for key in _PLACE if key in config}
     bias = "bias" in case.weights
-    return _compare(case, _CONVS[kind](*sizes, **place, bias=bias, unused_bias=bias, n=config["n"]))
+    return _compare(case, _CONVS[kind](*sizes, **place, bias=bias, unused_bias=bias, n=config["n"]), "y")
 
 
-def _compare(case: Case, layer: nn.Module) -> dict[str, Tensor]:
-    """Output, weight and gradients; the filters have the shape of the reference."""
-    case.load(layer)
-    x = case.inputs["x"].requires_grad_()
-    y = layer(x)
-    results = {"y": y, "weight": layer.weight}
-    if "cotangent" in case.inputs:
-        results |= case.gradients(layer, y, {"grad_input": x})
-    found = {name: results[name] for name in case.outputs if name in results}
-    return {name: value.reshape(case.outputs[name].shape) for name, value in found.items()}
-
-
-def _named(case: Case, model: nn.Module) -> dict[str, Tensor]:
-    """The output of a network, under the one name that the case has for it."""
+def _compare(case: Case, model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Output, weight and gradients; the filters get the shape that they have in the reference."""
     case.load(model)
-    (name,) = case.outputs
-    with torch.no_grad():
-        return {name: model(case.inputs["x"])}
+    x = case.inputs["x"].requires_grad_()
+    y = model(x)
+    results = {name: y}
+    if "weight" in case.outputs:
+        results["weight"] = model.weight
+    if "cotangent" in case.inputs:
+        results |= case.gradients(model, y, {"grad_input": x})
+    found = {key: results[key] for key in case.outputs if key in results}
+    return {key: value.reshape(case.outputs[key].shape) for key, value in found.items()}
 
 
 def _kind(case: Case) -> dict[str, Any]:
@@ -127,7 +131,6 @@ def _sed(case: Case) -> nn.Module:
         PHSEDConfig(
             in_channels=config["input_channels"],
             frequencies=config["freq_dim"],
-            frames=config["time_dim"],
             num_classes=config["output_classes"],
             overlaps=config["class_overlaps"],
             widths=tuple(config["cnn_filters"]),

@@ -30,7 +30,6 @@ class PHSEDConfig(NetworkConfig):
     Attributes:
         in_channels: channels of the spectrogram: four for each Ambisonics microphone, twice as many with phases.
         frequencies: rows of the spectrogram.
-        frames: length of the published spectrogram in frames, 60 s; others work as well.
         num_classes: kinds of events.
         overlaps: events of one kind that may sound at once.
         widths: channels of the convolutions; n divides them and ``in_channels``.
@@ -49,7 +48,6 @@ class PHSEDConfig(NetworkConfig):
 
     in_channels: int = 8
     frequencies: int = 256
-    frames: int = 4800
     num_classes: int = 14
     overlaps: int = 3
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -140,8 +138,8 @@ class PHSED(nn.Module):
         return self.sed(self.rnn(x)[0]).sigmoid()
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
-        """A random spectrogram of the published size."""
-        return (torch.rand(batch, self.config.in_channels, self.config.frequencies, self.config.frames),)
+        """A random spectrogram of one second, 80 frames; those of the paper have 4800."""
+        return (torch.rand(batch, self.config.in_channels, self.config.frequencies, 80),)
 
 
 VARIANTS: dict[str, PHSEDConfig] = {

@@ -67,7 +67,7 @@ def _place(cls: type) -> tuple[int, bool]:
 def copy_weights(layer: Any, plain: Any) -> None:
     """Give a layer with a parametrized weight the weight, bias, mode and freezing of a plain one."""
     with torch.no_grad():
-        layer.weight = plain.weight
+        layer.weight = plain.weight.detach()  # torch lets no Parameter be assigned
         if plain.bias is not None:
             layer.bias.copy_(plain.bias)
             layer.bias.requires_grad_(plain.bias.requires_grad)
