@@ -95,6 +95,7 @@ def compare(
     seeds: Sequence[int],
     train_fraction: float,
     advance: Callable[[str], None],
+    change: Callable[[Tensor, int], Tensor] | None = None,
 ) -> dict[str, list[Trained]]:
     """Train every network on the digits with every seed; one result a seed.
 
@@ -103,16 +104,17 @@ def compare(
     do not depend on how many there are.
 
     Args:
-        networks: what to build, by name; images are (B, 1, 32, 32), classes 10.
+        networks: what to build, by name; classes are 10.
         training: epochs, batch size, optimizer and learning rates.
         seeds: of the repetitions.
         train_fraction: share of the 1797 digits that is trained on; the others are the test images.
         advance: called after every epoch.
+        change: makes what the networks see of all images (N, 1, 32, 32), from 0 to 1, and a seed; nothing by default.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
     with _one_thread():
         for seed in seeds:
-            data = _digits(train_fraction, seed)
+            data = _digits(train_fraction, seed, change)
             for name, build in networks.items():
                 seed_everything(seed)
                 settings = dataclasses.replace(training, seed=seed)
@@ -130,14 +132,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _digits(train_fraction: float, seed: int) -> _Digits:
+def _digits(train_fraction: float, seed: int, change: Callable[[Tensor, int], Tensor] | None = None) -> _Digits:
     parts = {"train": train_fraction, "test": 1 - train_fraction}
     sets = stratified_split(read_images("digits")["all"], parts, seed)
-    preprocess = Preprocess(size=32, mean=(0.5,), std=(0.25,), interpolation="bicubic", crop=1.0)
+    preprocess = Preprocess(size=32, mean=(0.0,), std=(1.0,), interpolation="bicubic", crop=1.0)
     tensors = []
-    for images in sets.values():
-        tensors.append(torch.stack([preprocess(images.image(index)) for index in range(len(images))]))
-        tensors.append(torch.from_numpy(images.labels))
+    for place, images in enumerate(sets.values()):
+        pictures = torch.stack([preprocess(images.image(index)) for index in range(len(images))])
+        if change is not None:
+            pictures = change(pictures, 2 * seed + place)
+        tensors += [(pictures - 0.5) / 0.25, torch.from_numpy(images.labels)]
     return _Digits(*(tensor.to(device()) for tensor in tensors))
 
 

@@ -32,6 +32,8 @@ class Training:
         warmup_epochs: linear rise from ``warmup_lr`` before the schedule; counted within ``epochs``.
         warmup_lr: learning rate of the first step.
         min_lr: end of the cosine.
+        cosine_epochs: epochs from ``lr`` to ``min_lr``; with more than there are, the cosine is cut off. All between
+            warm-up and cool-down when left out.
         cooldown_epochs: of the cosine schedule: last epochs of ``epochs``, spent at ``min_lr``.
         decay_epochs: of the step and exponential schedules: after so many epochs the learning rate is multiplied.
         decay_rate: of the step and exponential schedules: by what it is multiplied.
@@ -61,6 +63,7 @@ class Training:
     warmup_epochs: float = 1
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    cosine_epochs: float | None = None
     cooldown_epochs: float = 0
     decay_epochs: float = 30
     decay_rate: float = 0.1
@@ -84,7 +87,7 @@ class Training:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0), ("patience", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "decay_epochs", "decay_rate", "clip"):
+        for name in ("lr", "cosine_epochs", "decay_epochs", "decay_rate", "clip"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "checkpoint_minutes"):
