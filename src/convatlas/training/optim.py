@@ -150,6 +150,6 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int, *, platea
         return training.lr * training.decay_rate ** math.floor(epoch / training.decay_epochs)
     if training.schedule == "exponential":
         return training.lr * training.decay_rate ** (epoch / training.decay_epochs)
-    span = training.epochs - training.cooldown_epochs - training.warmup_epochs
+    span = training.cosine_epochs or training.epochs - training.cooldown_epochs - training.warmup_epochs
     progress = min((epoch - training.warmup_epochs) / span, 1.0) if span > 0 else 1.0
     return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * progress)) / 2

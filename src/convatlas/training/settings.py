@@ -38,6 +38,8 @@ class Training:
         warmup_epochs: linear rise from ``warmup_lr`` before the schedule; counted within ``epochs``.
         warmup_lr: learning rate of the first step.
         min_lr: end of the cosine, and least of the plateau schedule.
+        cosine_epochs: epochs from ``lr`` to ``min_lr``; with more than there are, the cosine is cut off. All between
+            warm-up and cool-down when left out.
         cooldown_epochs: of the cosine schedule: last epochs of ``epochs``, spent at ``min_lr``.
         decay_epochs: of the step and exponential schedules: after so many epochs the learning rate is multiplied.
         decay_at: of the step schedule: the epochs after which it is multiplied, instead of every ``decay_epochs``.
@@ -79,6 +81,7 @@ class Training:
     warmup_epochs: float = 1
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    cosine_epochs: float | None = None
     cooldown_epochs: float = 0
     decay_epochs: float = 30
     decay_at: tuple[float, ...] = ()
@@ -112,7 +115,7 @@ class Training:
         for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "decay_epochs", "decay_rate", "clip"):
+        for name in ("lr", "cosine_epochs", "decay_epochs", "decay_rate", "clip"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "checkpoint_minutes"):
