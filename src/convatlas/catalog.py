@@ -17,6 +17,7 @@ from typing import Any
 from convatlas.errors import Unsupported, unknown
 
 __all__ = [
+    "DESIGNS",
     "TASKS",
     "Card",
     "Paper",
@@ -33,6 +34,9 @@ _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+
+#: Method of design on the command line -> "module:class" below the package.
+DESIGNS: dict[str, str] = {"deepmad": "design.deepmad:ArchitectureSearch"}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convatlas.design.deepmad.scores import WEIGHTS, count, depth_penalty, entropy, stages, thinnest
-from convatlas.networks.deepmad import CONV, Block, make_structure
+from convatlas.networks.deepmad import Block, make_structure
 
-__all__ = ["PUBLISHED_PROGRAMS", "SPACES", "Program", "PublishedProgram", "Space", "narrowed", "repair", "round_channels"]
+__all__ = ["PUBLISHED_PROGRAMS", "SPACES", "Program", "PublishedProgram", "Space", "falls", "repair", "round_channels"]
 
 Structure = tuple[Block, ...]
 
@@ -158,7 +158,7 @@ class Program:
         flops, size, layers = count(structure, self.image_size)
         if flops > self.flops or size > self.params or layers > self.layers:
             return None
-        if thinnest(stages(structure)) > self.rho or _falls(structure) is not None:
+        if thinnest(stages(structure)) > self.rho or falls(structure) is not None:
             return None
         return self.objective(structure)
 
@@ -172,19 +172,24 @@ class Program:
             "layers": (layers, self.layers),
         }
 
+    def excess(self, structure: Sequence[Block]) -> float:
+        """By how much a structure is over its budgets: the sum of the logarithms of value over budget; 0 for none."""
+        return sum(math.log(value / limit) for value, limit in self.used(structure).values() if value > limit)
+
     def violation(self, structure: Sequence[Block]) -> str | None:
         """Which constraint a structure violates and by how much, in words; None where it violates none."""
         for name, (value, limit) in self.used(structure).items():
             if value > limit:
                 return f"{name} is {value:.6g}, the budget is {limit:.6g}"
-        index = _falls(structure)
+        index = falls(structure)
         if index is not None:
             before, after = structure[index - 1].out_channels, structure[index].out_channels
             return f"channels fall from {before} to {after} at block {index}"
         return None
 
 
-def _falls(structure: Sequence[Block]) -> int | None:
+def falls(structure: Sequence[Block]) -> int | None:
+    """Index of the first block that puts out fewer channels than the one before it; None where there is none."""
     for index in range(1, len(structure)):
         if structure[index].out_channels < structure[index - 1].out_channels:
             return index
@@ -215,24 +220,3 @@ def repair(structure: Sequence[Block], image_size: int) -> Structure:
         blocks.append(block if kernel == block.kernel_size else block._replace(kernel_size=kernel))
         side /= block.stride
     return tuple(blocks)
-
-
-def narrowed(structure: Structure, program: Program) -> Structure:
-    """A structure with the channels of all blocks reduced by one factor, the largest that meets the constraints.
-
-    Raises:
-        ValueError: none does; the message says what is violated.
-    """
-    for percent in range(100, 0, -1):
-        blocks = [
-            block._replace(
-                out_channels=round_channels(block.out_channels * percent / 100),
-                bottleneck=0 if block.kind == CONV else round_channels(block.bottleneck * percent / 100),
-            )
-            for block in structure
-        ]
-        candidate = repair(blocks, program.image_size)
-        violation = program.violation(candidate)
-        if violation is None:
-            return candidate
-    raise ValueError(f"no structure of this space can be found to begin with: at one channel in a hundred {violation}")
