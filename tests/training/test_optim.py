@@ -54,6 +54,16 @@ def test_lion_runs_a_closure():
     assert weight.item() == 1.5
 
 
+def test_parameters_that_the_model_names_are_not_decayed():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    model.cls_token, model[0].cls_token = nn.Parameter(torch.zeros(1, 1, 2)), nn.Parameter(torch.zeros(1, 1, 2))
+    model.undecayed = ("cls_token",)
+    decays = {
+        group["weight_decay"]: {id(p) for p in group["params"]} for group in parameter_groups(model, weight_decay=1)
+    }
+    assert decays == {1: {id(model[0].weight)}, 0: {id(model.cls_token), id(model[0].cls_token)}}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,7 @@ from convatlas.training.settings import Training
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"accumulate": -1}, "accumulate must be at least 1, got -1"),
+        ({"repeated_augmentation": 0}, "repeated_augmentation must be at least 1, got 0"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),

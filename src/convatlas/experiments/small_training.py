@@ -34,6 +34,7 @@ from convatlas.training.task import seed_everything, split_settings
 __all__ = [
     "IMAGENET_CLASSES",
     "FullRun",
+    "Samples",
     "Trained",
     "accuracy_differences",
     "accuracy_parts",
@@ -73,7 +74,9 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 # -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------
 
 
-class _Digits(NamedTuple):
+class Samples(NamedTuple):
+    """Training and test samples with their labels, ready for a network: (N, C, ...) and (N)."""
+
     images: Tensor
     labels: Tensor
     test_images: Tensor
@@ -93,10 +96,11 @@ def compare(
     training: Training,
     *,
     seeds: Sequence[int],
-    train_fraction: float,
+    train_fraction: float = 0.5,
+    samples: Callable[[int], Samples] | None = None,
     advance: Callable[[str], None],
 ) -> dict[str, list[Trained]]:
-    """Train every network on the digits with every seed; one result a seed.
+    """Train every network on the digits, or on other samples, with every seed; one result a seed.
 
     A seed decides the split, the order and the initialisation, so that results of one seed are pairs. The accuracy is
     that of the last epoch: nothing is chosen on the test images. On the CPU one thread does it all, so that the numbers
@@ -107,12 +111,13 @@ def compare(
         training: epochs, batch size, optimizer and learning rates.
         seeds: of the repetitions.
         train_fraction: share of the 1797 digits that is trained on; the others are the test images.
+        samples: makes other samples than the digits from a seed.
         advance: called after every epoch.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
     with _one_thread():
         for seed in seeds:
-            data = _digits(train_fraction, seed)
+            data = samples(seed) if samples else _digits(train_fraction, seed)
             for name, build in networks.items():
                 seed_everything(seed)
                 settings = dataclasses.replace(training, seed=seed)
@@ -130,7 +135,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _digits(train_fraction: float, seed: int) -> _Digits:
+def _digits(train_fraction: float, seed: int) -> Samples:
     parts = {"train": train_fraction, "test": 1 - train_fraction}
     sets = stratified_split(read_images("digits")["all"], parts, seed)
     preprocess = Preprocess(size=32, mean=(0.5,), std=(0.25,), interpolation="bicubic", crop=1.0)
@@ -138,13 +143,15 @@ def _digits(train_fraction: float, seed: int) -> _Digits:
     for images in sets.values():
         tensors.append(torch.stack([preprocess(images.image(index)) for index in range(len(images))]))
         tensors.append(torch.from_numpy(images.labels))
-    return _Digits(*(tensor.to(device()) for tensor in tensors))
+    return Samples(*(tensor.to(device()) for tensor in tensors))
 
 
-def _train(network: nn.Module, data: _Digits, training: Training, advance: Callable[[], None]) -> Trained:
-    # The format in which depthwise and 1x1 convolutions of this size are fastest.
-    network = network.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = data.images.contiguous(memory_format=torch.channels_last)
+def _train(network: nn.Module, data: Samples, training: Training, advance: Callable[[], None]) -> Trained:
+    data = Samples(*(tensor.to(device()) for tensor in data))
+    network, images = network.to(device()), data.images
+    if images.dim() == 4:  # the format in which depthwise and 1x1 convolutions of this size are fastest
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, training)
     steps = -(-len(images) // training.batch_size)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(training, step, steps) / training.lr)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from convatlas.data.volumes import montage
 from convatlas.files import atomic_path
+from convatlas.recognition.class_scores import class_scores, confusion_matrix
 from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Scatter, Section, Table
 from convatlas.training.measure import count_parameters, latency, provenance
 from convatlas.training.run import Run
@@ -150,7 +152,23 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
 
 
 def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> list[Part]:
-    return [Table("Measured", list(measured), [list(measured.values())]), _confusion(predictions)]
+    return [
+        Table("Measured", list(measured), [list(measured.values())]),
+        _confusion(predictions),
+        _by_class(predictions),
+    ]
+
+
+def _by_class(predictions: Predictions) -> Table:
+    labels, best = torch.from_numpy(predictions.images.labels), torch.from_numpy(predictions.best)
+    scores = class_scores(confusion_matrix(labels, best, len(predictions.classes)))
+    counts = predictions.images.with_classes(predictions.classes).counts
+    rows: list[list[Cell]] = [
+        [name, int(counts[index]), *(float(values[index]) for values in scores.values())]
+        for index, name in enumerate(predictions.classes)
+        if counts[index]
+    ]
+    return Table("By class", ["class", "samples", "precision", "recall", "specificity", "F1"], rows)
 
 
 def _confusion(predictions: Predictions, title: str = "Confusion matrix") -> Heatmap:
@@ -198,7 +216,8 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
 def _data_table(task: Recognition) -> Table:
     rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
-    caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
+    size = " x ".join(str(side) for side in reversed(task.preprocess.shape))
+    caption = f"{len(task.classes)} classes, seen at {size} {'voxels' if task.takes_volumes else 'pixels'}."
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
     return Table("Images", ["part", "images"], rows, caption)
@@ -221,8 +240,7 @@ def _cost_table(tasks: Mapping[str, Recognition], runs: Mapping[str, Run]) -> Ta
 
 
 def _latency(task: Recognition) -> float:
-    height, width = task.preprocess.shape
-    x = torch.randn(1, task.network.in_channels, height, width)
+    x = torch.randn(1, task.network.in_channels, *task.preprocess.shape)
     return latency(task.network, x.to(next(task.network.parameters()).device), repeats=5)
 
 
@@ -239,8 +257,12 @@ def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
 
 
 def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
-    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large."""
+    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large.
+
+    Of volumes and videos some slices or frames side by side.
+    """
     image = predictions.images.image(int(row))
+    image = montage(image) if image.ndim == 4 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())

@@ -185,6 +185,7 @@ class _Module(L.LightningModule):
             self.training_settings.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            repeats=self.training_settings.repeated_augmentation,
         )
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:

@@ -72,8 +72,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and by layer-wise learning rate.
 
-    1-D parameters are not decayed, unless ``decay_all``. Every group has ``lr_scale``: 1 at the head, times
-    ``layer_decay`` for each layer below it.
+    1-D parameters are not decayed, nor are those that the model names in ``undecayed``, unless ``decay_all``. Every
+    group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it.
 
     Raises:
         Unsupported: layer_decay is not 1 and the model does not name its layers.
@@ -88,9 +88,11 @@ def parameter_groups(
         lowest = layer_decay ** (len(layers) - 1)
         scales = {id(parameter): scales.get(id(parameter), lowest) for parameter in model.parameters()}
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for parameter in model.parameters():
+    undecayed: tuple[str, ...] = getattr(model, "undecayed", ())
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.dim() > 1 or decay_all else 0.0
+            decays = parameter.dim() > 1 and name.rpartition(".")[2] not in undecayed
+            decay = weight_decay if decays or decay_all else 0.0
             groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}

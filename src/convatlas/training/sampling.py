@@ -26,16 +26,26 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         seed: of the run.
         rank, world_size: which share of every epoch this process takes. The epoch is padded to equal shares.
         drop_last: leave out the last batch of an epoch when it is smaller than the others.
+        repeats: how often each sample of an epoch comes in it, with a seed of its own each time and with several
+            devices on different ones; an epoch then has as many samples, of which so many times fewer are different.
 
     Raises:
         ValueError: there would be no batch.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, drop_last: bool = False
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        repeats: int = 1,
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.rank, self.world_size, self.drop_last, self.repeats = rank, world_size, drop_last, repeats
         self._epoch = 0
         self._skip = (0, 0)
         if len(self) < 1:
@@ -62,7 +72,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self._epoch))
-        order = torch.randperm(self.length, generator=generator)
+        order = torch.randperm(self.length, generator=generator).repeat_interleave(self.repeats)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         share = -(-self.length // self.world_size)
         positions = torch.arange(share * self.world_size)[self.rank :: self.world_size] % self.length

@@ -37,6 +37,8 @@ class Training:
         decay_rate: of the step and exponential schedules: by what it is multiplied.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
         accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
+        repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al.,
+            CVPR 2020, arXiv 1901.09335); the epoch keeps its length, so it holds so many times fewer images.
         clip: largest gradient norm; gradients stay as they are when left out.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept; none when
             left out.
@@ -66,6 +68,7 @@ class Training:
     decay_rate: float = 0.1
     layer_decay: float = 1.0
     accumulate: int = 1
+    repeated_augmentation: int = 1
     clip: float | None = None
     ema: float | None = None
     precision: Literal["32", "bf16", "16"] = "32"
@@ -81,7 +84,8 @@ class Training:
         for name in ("optimizer", "schedule", "precision", "accelerator"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise unknown(name, str(getattr(self, name)), get_args(hints[name]))
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0), ("patience", 1)):
+        counts = ("epochs", "batch_size", "accumulate", "repeated_augmentation", "patience")
+        for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("lr", "decay_epochs", "decay_rate", "clip"):
