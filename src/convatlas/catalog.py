@@ -17,6 +17,7 @@ from typing import Any
 from convatlas.errors import Unsupported, unknown
 
 __all__ = [
+    "DESIGNS",
     "METHODS",
     "TASKS",
     "Card",
@@ -42,6 +43,9 @@ TASKS: dict[str, str] = {
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {"tract": "training.tract:TrAct"}
+
+#: Method of design on the command line -> "module:class" below the package.
+DESIGNS: dict[str, str] = {"deepmad": "design.deepmad:ArchitectureSearch"}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from convatlas.networks.phnn.layers import conv_maker, linear_maker
 from convatlas.nn.conv.hypercomplex import PHNN_LAYOUT
 from convatlas.weights import Layout
 
-__all__ = ["VARIANTS", "PHSED", "PHSEDConfig"]
+__all__ = ["PHSED", "VARIANTS", "PHSEDConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)

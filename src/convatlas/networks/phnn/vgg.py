@@ -19,7 +19,7 @@ from convatlas.nn.conv.hypercomplex import PHNN_LAYOUT
 from convatlas.ops.hypercomplex import fill_channels
 from convatlas.weights import Layout
 
-__all__ = ["VARIANTS", "PHVGG", "PHVGGConfig"]
+__all__ = ["PHVGG", "VARIANTS", "PHVGGConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
