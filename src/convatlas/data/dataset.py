@@ -40,9 +40,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Samples of an :class:`~convatlas.data.images.ImageSet`, indexed by position or by (position, seed).
 
     A sample is ``{"image": Tensor (C, H, W) or (C, D, H, W), "label": int, "index": int}`` or, where a file fails after
-    the set was read, ``{"unreadable": name}``. With a seed (any training sampler gives one) the transform gets a generator of
-    that seed, so that the sample does not depend on the worker or on what was read before; without one (evaluation)
-    the seed is the position. torch's CPU generator tells only the low 32 bits of seeds apart.
+    the set was read, ``{"unreadable": name}``. With a seed (any training sampler gives one) the transform gets a
+    generator of that seed, so that the sample does not depend on the worker or on what was read before; without one
+    (evaluation) the seed is the position. torch's CPU generator tells only the low 32 bits of seeds apart.
 
     Args:
         image_set: the images.

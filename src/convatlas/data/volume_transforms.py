@@ -110,13 +110,12 @@ class VolumePreprocess:
         """The part of a scaled volume (C, D, H, W) that a network sees, (C, *size)."""
         depth, height, width = self.size
         if self.depth == "sample":
-            rows = torch.linspace(0, tensor.shape[1] - 1, depth).round().long()
-            tensor = tensor[:, rows]
+            tensor = tensor[:, torch.linspace(0, tensor.shape[1] - 1, depth).round().long()]
         cover = math.floor(height / self.crop), math.floor(width / self.crop)
         factor = max(cover[0] / tensor.shape[2], cover[1] / tensor.shape[3])
-        resized = tuple(max(least, round(side * factor)) for side, least in zip(tensor.shape[2:], cover, strict=True))
-        tensor = resize_volume(tensor, (depth, *resized))
-        top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+        rows, columns = (max(least, round(side * factor)) for side, least in zip(tensor.shape[2:], cover, strict=True))
+        tensor = resize_volume(tensor, (depth, rows, columns))
+        top, left = (rows - height) // 2, (columns - width) // 2
         return tensor[:, :, top : top + height, left : left + width]
 
     def normalise(self, tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ radiologists look at it: every slice has the front of the body at the top and it
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,19 +147,18 @@ def _is_grey(path: str, name: str, whole: bool) -> bool | Unreadable:
 
 def _nifti(path: str, name: str) -> Any:
     try:
-        import nibabel
+        nibabel: Any = importlib.import_module("nibabel")
     except ImportError:
         raise ImportError("reading NIfTI files needs nibabel: pip install 'convatlas[medical]'") from None
     try:
-        return nibabel.load(path)  # type: ignore[attr-defined]
+        return nibabel.load(path)
     except Exception as error:
         reason = "the file is empty" if os.path.getsize(path) == 0 else str(error).removeprefix(f"{path} ")
         raise Unreadable(name, reason) from None
 
 
 def _read_nifti(path: str, name: str, reading: VolumeReading) -> npt.NDArray[np.float32]:
-    import nibabel
-
+    nibabel: Any = importlib.import_module("nibabel")
     image = _nifti(path, name)
     shape = image.shape
     if len(shape) == 4 and shape[3] > _MAX_CHANNELS:
@@ -168,7 +168,7 @@ def _read_nifti(path: str, name: str, reading: VolumeReading) -> npt.NDArray[np.
     if np.prod(shape, dtype=np.int64) > _MOST_VOXELS:
         raise Unreadable(name, f"it has {shape} voxels, more than can be held")
     # Axes from left to right, back to front, feet to head.
-    upright: Any = nibabel.as_closest_canonical(image)  # type: ignore[attr-defined]
+    upright: Any = nibabel.as_closest_canonical(image)
     values = np.asarray(upright.dataobj, dtype=np.float32).reshape(*upright.shape[:3], -1)
     if not np.isfinite(values).all():
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)  # outside the field of view of some scanners
@@ -206,7 +206,7 @@ def _resampled(
 
 def _read_clip(path: str, name: str, frames: int) -> npt.NDArray[np.uint8]:
     try:
-        import av
+        av: Any = importlib.import_module("av")
     except ImportError:
         raise ImportError("reading videos needs PyAV: pip install 'convatlas[video]'") from None
     with av.open(path) as container:

@@ -8,7 +8,7 @@ are named as in torchvision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -206,7 +206,8 @@ class VideoResNet(Backbone):
         block = _BLOCKS[config.block]
         channels = config.stem_width or config.widths[0]
         self.stem = _stem(config.in_channels, channels, config.stem_mid)
-        stride, features = 2, []
+        stride = 2
+        features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(config.depths))]
         stages = zip(self._stages, config.convolutions, config.depths, config.widths, strict=True)
         for name, convolution, depth, width in stages:

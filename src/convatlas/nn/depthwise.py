@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from convatlas.nn.conv.geometry import geometry
 from convatlas.ops.depthwise import depthwise_conv
 
 __all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "DepthwiseConv3d"]
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class _Depthwise(nn.modules.conv._ConvNd):
@@ -64,7 +66,7 @@ class DepthwiseConv1d(_Depthwise, nn.Conv1d):
         padding: int | tuple[int] | str = 0,
         dilation: int | tuple[int] = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -97,7 +99,7 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
         padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -119,7 +121,7 @@ class DepthwiseConv3d(_Depthwise, nn.Conv3d):
         padding: int | tuple[int, int, int] | str = 0,
         dilation: int | tuple[int, int, int] = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

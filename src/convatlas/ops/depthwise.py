@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,10 +118,10 @@ def _naive(
     ]
     y = x.new_zeros(*x.shape[:2], *out)
     for tap in itertools.product(*map(range, taps)):
-        window = tuple(
+        window: list[Any] = [
             slice(gap * at, gap * at + step * (count - 1) + 1, step)
             for gap, at, step, count in zip(dilation, tap, stride, out, strict=True)
-        )
+        ]
         y = y + x[(..., *window)] * weight[(slice(None), 0, *tap)].reshape(-1, *[1] * len(taps))
     return y if bias is None else y + bias.reshape(-1, *[1] * len(taps))
 

@@ -456,7 +456,7 @@ class Recognition(GradientTask):
             described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
             task = from_mapping(cls, described["settings"])
             task.classes = tuple(described["classes"])
-            kind = VolumePreprocess if task.takes_volumes else Preprocess
+            kind: Any = VolumePreprocess if task.takes_volumes else Preprocess
             task.preprocess = from_mapping(kind, described["preprocess"])
             task.data_digest = str(described["data_digest"])
             channels = int(described["channels"])

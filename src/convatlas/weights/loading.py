@@ -1,8 +1,8 @@
 """Loading, converting and saving weights: our own layout and those of the authors.
 
 A network class says how foreign keys map to ours in its attribute ``layouts``, and may name its ``classifier_modules``,
-``stem_modules`` and ``position_embeddings``, which are adapted when their sizes differ. The last maps a key to the
-number of its prefix tokens or to a `PositionTable`. Everything else must fit.
+``stem_modules`` and ``position_embeddings``, which are adapted when their sizes differ. The last map keys to a number
+of prefix tokens or a `PositionTable`. Everything else must fit.
 """
 
 from __future__ import annotations

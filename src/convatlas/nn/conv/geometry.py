@@ -32,8 +32,8 @@ def geometry(conv: nn.Module, dims: int | None = None) -> dict[str, Any]:
     """
     wanted = tuple(PLAIN.values()) if dims is None else (PLAIN[dims],)
     if type(conv) not in wanted:
-        names = " or ".join(kind.__name__ for kind in wanted)
-        raise Unsupported(f"it must be a {names}, got {type(conv).__name__}")
+        kinds = " or ".join(kind.__name__ for kind in wanted)
+        raise Unsupported(f"it must be a {kinds}, got {type(conv).__name__}")
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     weight: torch.Tensor = conv.weight  # type: ignore[assignment]
     return {
