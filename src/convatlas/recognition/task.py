@@ -448,7 +448,7 @@ class Recognition(GradientTask):
     def restore(self, described: Mapping[str, Any]) -> None:
         """Put back what `described` gave and build the network."""
         self.classes = tuple(described["classes"])
-        kind = VolumePreprocess if self.takes_volumes else Preprocess
+        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
         self.preprocess = from_mapping(kind, described["preprocess"])
         self.data_digest = str(described["data_digest"])
         self.network = self._build(int(described["channels"]))
