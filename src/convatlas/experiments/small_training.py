@@ -42,6 +42,7 @@ __all__ = [
     "device",
     "finished",
     "full_parts",
+    "one_thread",
     "progress",
     "published_accuracy",
     "published_top1",
@@ -115,7 +116,7 @@ def compare(
         advance: called after every epoch.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
-    with _one_thread():
+    with one_thread():
         for seed in seeds:
             data = samples(seed) if samples else _digits(train_fraction, seed)
             for name, build in networks.items():
@@ -126,7 +127,8 @@ def compare(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that numbers do not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
