@@ -17,6 +17,8 @@ from typing import Any
 from convatlas.errors import Unsupported, unknown
 
 __all__ = [
+    "DESIGNS",
+    "METHODS",
     "TASKS",
     "Card",
     "Paper",
@@ -34,7 +36,16 @@ __all__ = [
 _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
-TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+TASKS: dict[str, str] = {
+    "recognition": "recognition.task:Recognition",
+    "super-resolution": "restoration.super_resolution:SuperResolution",
+}
+
+#: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
+METHODS: dict[str, str] = {"tract": "training.tract:TrAct"}
+
+#: Method of design on the command line -> "module:class" below the package.
+DESIGNS: dict[str, str] = {"deepmad": "design.deepmad:ArchitectureSearch"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from convatlas import __version__
 from convatlas.allocator import keep_large_blocks
-from convatlas.catalog import TASKS
+from convatlas.catalog import DESIGNS, TASKS
 from convatlas.cli.parser import UsageError
 from convatlas.errors import Interrupted, unknown
 from convatlas.training.settings import SettingsError
@@ -26,6 +26,7 @@ VERBS = {
     "predict": "apply a trained run to your files",
     "compare": "train several models under one budget and show them side by side",
     "bench": "speed and memory beside what one would use instead",
+    "design": "search for an architecture: convatlas design deepmad --params 5e6 --flops 5e8",
     "reproduce": "test the central claim of a paper in a small experiment",
     "inspect": "what a model costs, layer by layer, and what can be changed in it",
     "export": "write a model as ONNX or as a torch program, checked against the original",
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
     except (UsageError, SettingsError) as error:
-        task = rest[:1] if rest and rest[0] in TASKS else []
+        task = rest[:1] if rest and rest[0] in {**TASKS, **DESIGNS} else []
         return _fail(command, f"{error} (see '{' '.join([command, *task])} --help')", 2)
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("CONVATLAS_TRACEBACK"):

@@ -43,6 +43,9 @@ def run(argv: Sequence[str]) -> int:
         console.print("\n[bold]In Python[/bold]")
         for module, names in card.public().items():
             console.print(Padding(f"from {module} import {', '.join(names)}", (0, 0, 0, 2)))
+        for name, target in catalog.METHODS.items():
+            if target.partition(":")[0] in card.modules:
+                console.print(f"\nconvatlas train TASK --methods '{{{name}: {{}}}}'", markup=False)
         console.print(f"\nconvatlas reproduce {card.slug}")
         for name in card.benchmarks:
             console.print(f"convatlas bench {name}")

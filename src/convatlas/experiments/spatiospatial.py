@@ -44,10 +44,10 @@ TOLERANCE = 2.0
 PARAMETER_SHARE = 0.4
 
 SEEDS = (0, 1, 2)
-SIZE = (12, 32, 32)
-TRAIN, TEST = 90, 60
+SIZE = (8, 24, 24)
+TRAIN, TEST = 150, 90
 WIDTHS = (8, 16, 32, 64)
-TRAINING = Training(epochs=8, batch_size=12, lr=3e-3, warmup_epochs=1)
+TRAINING = Training(epochs=14, batch_size=10, lr=3e-3, warmup_epochs=1)
 MODELS = {"R3D": "r3d_18", "MC3": "mc3_18", "R(2+1)D": "r2plus1d_18"}
 CLASSES = ("healthy", "low grade", "high grade")
 
@@ -94,14 +94,14 @@ def tumour_volumes(
         head = (grid / axes) ** 2
         inside = head.sum(0) < 1
         phases = generator.uniform(0, 2 * np.pi, 3)
-        texture = sum(np.sin(4 * axis + phase) for axis, phase in zip(grid, phases, strict=True)) / 10
+        texture = sum(np.sin(4 * axis + phase) for axis, phase in zip(grid, phases, strict=True)) / 30
         volume = np.where(inside, 0.6 + texture, 0.0)
         if label:
             centre = generator.uniform(-0.4, 0.4, 3)[:, None, None, None]
-            radius = generator.uniform(0.2, 0.3) * (1 if label == 1 else 1.3)
+            radius = generator.uniform(0.3, 0.45) * (1 if label == 1 else 1.3)
             distance = np.sqrt(((grid - centre) ** 2).sum(0)) / radius
             if label == 1:
-                volume += inside * 0.25 * np.exp(-(distance**2))
+                volume += inside * 0.4 * np.exp(-(distance**2))
             else:
                 volume += inside * (0.5 * np.exp(-(((distance - 0.9) / 0.25) ** 2)) - 0.3 * (distance < 0.6))
         volumes.append(volume + generator.normal(0, 0.05, size))

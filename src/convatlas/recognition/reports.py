@@ -17,6 +17,7 @@ from convatlas.files import atomic_path
 from convatlas.recognition.class_scores import class_scores, confusion_matrix
 from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Section, Table
 from convatlas.training.comparison import cost_table, files_section, side_by_side
+from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import provenance
 from convatlas.training.run import Run
 
@@ -55,7 +56,11 @@ def evaluation_report(task: Recognition, predictions: Predictions) -> Report:
     measured = quality(predictions)
     summary = f"{task.model}: {measured['accuracy']:.2%} of {len(predictions.images)} images are named rightly."
     skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
-    sections = [Section("Quality", _quality_parts(predictions, measured)), *_mistakes(predictions), *_skipped(skipped)]
+    sections = [
+        Section("Quality", _quality_parts(predictions, measured)),
+        *_mistakes(predictions),
+        *skipped_sections(skipped),
+    ]
     return Report(f"Evaluation of {task.model}", summary, sections, provenance())
 
 
@@ -72,7 +77,7 @@ def prediction_report(task: Recognition, predictions: Predictions) -> Report:
     if len(share) <= 30:
         parts.append(Bars("How often each class was found", "images", share))
     skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
-    sections = [Section("Predictions", parts), *_skipped(skipped)]
+    sections = [Section("Predictions", parts), *skipped_sections(skipped)]
     summary = f"{task.model} named {count} image{'s' if count != 1 else ''}."
     return Report(f"Predictions of {task.model}", summary, sections, provenance())
 
@@ -105,7 +110,7 @@ def training_report(task: Recognition, run: Run) -> Report:
         *_mistakes(predictions),
         Section("Training", [*_curves({task.model: rows}), _data_table(task), *origin]),
         Section("Cost", [cost_table({task.model: task}, {task.model: run})]),
-        *_skipped(skipped),
+        *skipped_sections(skipped),
         Section("Files", [files]),
     ]
     return Report(f"Recognition with {task.model}", summary, sections, provenance(data=task.data))
@@ -172,15 +177,6 @@ def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int
     pictures = [(_picture(predictions, row), _caption(predictions, row)) for row in worst]
     caption = f"{len(wrong)} of {len(labels)} answers are wrong." if len(wrong) > len(worst) else ""
     return [Section(title, [Images("The surest wrong answers", pictures, caption)])]
-
-
-def _skipped(reasons: Mapping[str, str], most: int = 1000) -> list[Section]:
-    if not reasons:
-        return []
-    rows = [[name, reason] for name, reason in sorted(reasons.items())[:most]]
-    title = "1 file was left out" if len(reasons) == 1 else f"{len(reasons)} files were left out"
-    caption = f"The first {most} are listed." if len(reasons) > most else ""
-    return [Section("Skipped files", [Table(title, ["file", "reason"], rows, caption)])]
 
 
 def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
