@@ -221,7 +221,7 @@ OTHER_VERBS = [
     ("bench", "eca --models resnet18", 2, "the benchmark eca takes no --models"),
     ("bench", "networks --models resnet19", 1, "unknown model 'resnet19': did you mean resnet18"),
     ("bench", "networks --models ,", 1, "models must be one name or several, got none"),
-    ("bench", "eca --quik", 2, "unknown option '--quik': did you mean --quick?"),
+    ("bench", "eca --quik", 2, "unknown option '--quik': did you mean --quick"),
     ("inspect", "", 2, "the following arguments are required: RUN|MODEL|CHECKPOINT"),
     ("inspect", "resnet19", 1, "unknown model 'resnet19': did you mean resnet18"),
     ("inspect", "{tmp}/empty", 1, "empty is not a run: it has no config.yaml"),
