@@ -10,9 +10,10 @@ The search that finds such structures, and its scores, are in `convatlas.design.
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -147,7 +148,7 @@ def check_structure(structure: Sequence[Block]) -> None:
     """
     if not structure or structure[0].kind != CONV:
         raise ValueError(f"a structure must begin with {CONV}, got {structure[0].kind if structure else 'no block'}")
-    for index, (before, block) in enumerate(zip(structure, structure[1:], strict=False), 1):
+    for index, (before, block) in enumerate(itertools.pairwise(structure), 1):
         if block.in_channels != before.out_channels:
             raise ValueError(
                 f"in_channels of block {index} must be out_channels of the block before, {before.out_channels}, "
@@ -371,7 +372,9 @@ def _k1dwsek1(stem: int, *rows: tuple[int, int, int, int, int], last: int) -> tu
     return make_structure("SuperResK1DWSEK1", stem, rows, last)
 
 
-_R18 = _k1kxk1(32, (96, 5, 2, 1, 40), (384, 5, 2, 6, 40), (384, 5, 2, 9, 64), (1024, 3, 1, 10, 104), (672, 5, 2, 12, 104))
+_R18 = _k1kxk1(
+    32, (96, 5, 2, 1, 40), (384, 5, 2, 6, 40), (384, 5, 2, 9, 64), (1024, 3, 1, 10, 104), (672, 5, 2, 12, 104)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,7 +462,7 @@ class CnnNet(Backbone):
         self.config = self.config.override(num_classes=num_classes)
         self.fc: nn.Module = nn.Identity()
         if num_classes > 0:
-            weight = self.get_submodule("blocks.0").conv.weight
+            weight = next(self.blocks.parameters())
             channels = self.feature_info[-1].channels
             self.fc = nn.Linear(channels, num_classes, device=weight.device, dtype=weight.dtype)
             nn.init.normal_(self.fc.weight, std=self.fc.weight.shape[0] ** -0.5)

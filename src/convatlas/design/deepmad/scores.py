@@ -199,8 +199,8 @@ def deepmad_score(
     stride = math.prod(block.stride for block in structure)
     if image_size < stride:
         raise ValueError(f"image_size must be at least the total stride, {stride}, got {image_size}")
-    options = {"alpha1": alpha1, "alpha2": alpha2, "reference_resolution": reference_resolution}
-    return entropy(stages(structure, image_size, **options), weights)
+    found = stages(structure, image_size, alpha1=alpha1, alpha2=alpha2, reference_resolution=reference_resolution)
+    return entropy(found, weights)
 
 
 def entropy(found: Sequence[Stage], weights: Sequence[float] = WEIGHTS) -> Score:
@@ -230,9 +230,7 @@ def madnas_score(structure: Sequence[Block], *, weights: Sequence[float] | None 
     found = stages(structure)
     chosen = [0.0] * (len(found) - 1) + [1.0] if weights is None else weights
     _check_weights(found, chosen)
-    return sum(
-        weight * (stage.entropy + math.log(stage.channels)) for weight, stage in zip(chosen, found, strict=True)
-    )
+    return sum(weight * (stage.entropy + math.log(stage.channels)) for weight, stage in zip(chosen, found, strict=True))
 
 
 def _check_weights(found: Sequence[Stage], weights: Sequence[float]) -> None:
