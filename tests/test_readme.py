@@ -84,6 +84,11 @@ def test_commands_run(line, small_world, monkeypatch, capsys):
     if verb == "reproduce":
         assert catalog.card(words[0]).available
         return
+    if verb == "bench" and words:
+        assert words[0] in catalog.benchmarks()
+        return
+    if verb in ("inspect", "export") and "runs/photos" not in words:
+        words += ["--size", "64,64"]  # the last one counts
     if verb == "compare":
         words = [word.replace("digits", "photos/") for word in words] + SMALL
     if verb == "train" and "--resume" not in words and "--config" not in words:

@@ -29,6 +29,11 @@ TINY: dict[str, dict[str, Any]] = {
     "eca_mobilenet_v2": {"width_mult": 0.1},
     "deepmad_r": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1KXK1", 8, 8, 3, 2, 1, 8]]},
     "deepmad": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1DWSEK1", 8, 8, 3, 2, 1, 8]]},
+    **dict.fromkeys(("pvt", "pvt_large"), {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]}),
+    **dict.fromkeys(
+        ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune"),
+        {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
+    ),
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -40,6 +45,9 @@ RATES = {
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
     "deepmad_r": {0: 1e-6, 5: 0.1, 480: 0.0},
     "deepmad": {0: 1e-6, 5: 0.8, 480: 0.0},
+    **dict.fromkeys(("pvt", "pvt_large", "cvt_384"), {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5}),
+    **dict.fromkeys(("cvt_13", "cvt_21"), {0: 1e-6, 5: 2e-3, 300: 1e-5, 309: 1e-5}),
+    "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -50,6 +58,12 @@ BATCHES = {
     "eca_mobilenet_v2": 96,
     "deepmad_r": 256,
     "deepmad": 2048,
+    "pvt": 1024,
+    "pvt_large": 1024,
+    "cvt_13": 2048,
+    "cvt_21": 2048,
+    "cvt_384": 1024,
+    "cvt_finetune": 512,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -61,6 +75,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
     "deepmad_r": {"drop_path": 0.0, "dropout": 0.0},
     "deepmad": {"in_channels": 3},  # the rates of drop path and dropout are the recipe's
+    "pvt": {"drop_path": 0.1},
+    "pvt_large": {"drop_path": 0.3},
+    **dict.fromkeys(("cvt_13", "cvt_21", "cvt_384", "cvt_finetune"), {"drop_path": (0.0, 0.0, 0.1)}),
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -111,12 +128,24 @@ def test_published_augmentation(recipe: str) -> None:
         "convnext_study": (0.8, 1.0, *strong),
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "deepmad": (0.8, 0.0, *strong),
+        **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study")
     assert training.ema == (0.9999 if averaged else None)
-    decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5, "deepmad_r": 5e-5, "deepmad": 5e-5}
+    decay = {
+        "eca_resnet": 1e-4,
+        "eca_mobilenet_v2": 4e-5,
+        "cvt_21": 0.1,
+        "cvt_finetune": 0.0,
+        "deepmad_r": 5e-5,
+        "deepmad": 5e-5,
+    }
     assert training.weight_decay == decay.get(recipe, 0.05)
-    assert training.optimizer == ("sgd" if recipe in decay else "adamw")
+    assert (training.optimizer == "sgd") == (
+        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad")
+    )
+    assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
+    assert training.clip == (1.0 if recipe in ("pvt_large", "cvt_finetune") else None)
     assert training.momentum == 0.9
 
 
