@@ -41,6 +41,7 @@ class Training:
         decay_rate: of the step and exponential schedules: by what it is multiplied.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
         accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
+        drop_last: whether an epoch leaves out the samples that do not fill a batch, other ones each time.
         repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al.,
             CVPR 2020, arXiv 1901.09335); the epoch keeps its length, so it holds so many times fewer images.
         clip: largest gradient norm; gradients stay as they are when left out.
@@ -79,6 +80,7 @@ class Training:
     decay_rate: float = 0.1
     layer_decay: float = 1.0
     accumulate: int = 1
+    drop_last: bool = False
     repeated_augmentation: int = 1
     clip: float | None = None
     ema: float | None = None
