@@ -291,6 +291,7 @@ class _Module(L.LightningModule):
             self.training_settings.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            drop_last=self.training_settings.drop_last,
             repeats=self.training_settings.repeated_augmentation,
         )
 
