@@ -144,9 +144,19 @@ def test_layers_that_take_a_place_are_counted(monkeypatch: pytest.MonkeyPatch):
                 raise ValueError("groups must be 1")
             return cls()
 
-    monkeypatch.setattr(inspection, "_conv_like", lambda: iter([Odd]))
-    (row,) = tables(inspect(Plain(), torch.randn(1, 3, 8, 8)))["Layers that can take their place"]
-    assert row == {"layer": "Odd", "of convolutions": "1 of 2", "reason for the others": "groups must be 1"}
+    class Choosing(Odd):
+        def __init__(self, *, order: int) -> None:
+            super().__init__()
+
+    class Line(Odd, nn.Conv1d):
+        pass
+
+    monkeypatch.setattr(inspection, "_conv_like", lambda: iter([Odd, Choosing, Line]))
+    report = inspect(Plain(), torch.randn(1, 3, 8, 8), sections=[inspection._changes])
+    assert [tuple(row.values()) for row in tables(report)["Layers that can take their place"]] == [
+        ("Odd", "1 of 2", "groups must be 1"),
+        ("Choosing", None, "needs the option order"),
+    ]
 
 
 def test_sections_can_be_chosen_and_added():

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -446,8 +447,10 @@ def _convolutions(subject: Subject) -> Iterator[Part]:
     columns = ["convolution", "layers", "parameters", "multiply-adds", "share [%]"]
     caption = "What surgery.swap(model, torch.nn.Conv2d, ...) can select."
     yield Table("Convolutions", columns, rows, caption)
-    if taken := [_takes(kind, convs) for kind in _conv_like()]:
-        caption = "With default options, by their geometry; surgery.swap tries each on an example call too."
+    present = {type(conv) for _, conv in convs}
+    others = tuple(set(_CONVS) - present)
+    if taken := [_takes(kind, convs) for kind in _conv_like() if not issubclass(kind, others)]:
+        caption = "With default options, by their geometry; surgery.swap also tries each on an example call."
         yield Table(
             "Layers that can take their place", ["layer", "of convolutions", "reason for the others"], taken, caption
         )
@@ -477,11 +480,18 @@ def _conv_like() -> Iterator[type[Any]]:
         module = importlib.import_module(f"convatlas.nn.conv.{info.name}")
         for name in catalog.public_names(f"nn.conv.{info.name}"):
             kind = getattr(module, name)
-            if isinstance(kind, type) and callable(getattr(kind, "from_conv", None)):
+            if isinstance(kind, type) and issubclass(kind, nn.Module) and callable(getattr(kind, "from_conv", None)):
                 yield kind
 
 
 def _takes(kind: type[Any], convs: list[tuple[str, nn.Module]]) -> list[Cell]:
+    options = [
+        entry.name
+        for entry in signature(kind).parameters.values()
+        if entry.kind is entry.KEYWORD_ONLY and entry.default is entry.empty
+    ]
+    if options:
+        return [kind.__name__, None, f"needs the option {', '.join(options)}"]
     fits, reasons = 0, Counter[str]()
     for _, conv in convs:
         try:
