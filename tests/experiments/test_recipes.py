@@ -27,6 +27,9 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
     "eca_mobilenet_v2": {"width_mult": 0.1},
+    "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
+    "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
+    "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -36,6 +39,9 @@ RATES = {
     "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
     "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
+    "phresnet_cifar": {0: 0.1, 100: 0.05},
+    "phvgg_cifar": {0: 0.01, 100: 0.005},
+    "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -44,6 +50,9 @@ BATCHES = {
     "convnext_study": 4096,
     "eca_resnet": 256,
     "eca_mobilenet_v2": 96,
+    "phresnet_cifar": 128,
+    "phvgg_cifar": 128,
+    "phnn_svhn": 128,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -53,6 +62,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnext_study": {"drop_path": 0.1, "kernel_size": 7},
     "eca_resnet": {"eca_kernel_sizes": (3, 5, 5, 7)},
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
+    "phresnet_cifar": {"n": 4, "algebra": "learned"},
+    "phvgg_cifar": {"n": 4, "dropout": 0.5},
+    "phnn_svhn": {"n": 4, "algebra": "learned"},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -92,7 +104,9 @@ def test_published_numbers(recipe: str) -> None:
 def test_published_augmentation(recipe: str) -> None:
     task, training = split_settings(Recognition, recipe_settings(recipe))
     augment = task.augment
-    assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.5)
+    hypercomplex = recipe.startswith("ph")
+    assert augment.random_resized_crop is not hypercomplex
+    assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
     mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
     strong = (0.1, 0.25, "rand-m9-mstd0.5-inc1")
@@ -105,6 +119,7 @@ def test_published_augmentation(recipe: str) -> None:
     averaged = recipe in ("inceptionnext_base_384", "convnext_study")
     assert training.ema == (0.9999 if averaged else None)
     decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5}
+    decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     assert training.weight_decay == decay.get(recipe, 0.05)
     assert training.optimizer == ("sgd" if recipe in decay else "adamw")
     assert training.momentum == 0.9
