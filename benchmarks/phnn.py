@@ -1,7 +1,7 @@
 """What hypercomplex convolutions cost beside plain ones: a training step, and evaluation before and after merging.
 
-Process time of one thread, both sides in turn in one process, median of the ratios of the pairs; above 1 ours is slower.
-Memory is counted: parameters and the state of SGD with momentum.
+Process time of one thread, both sides in turn in one process, median of the ratios of the pairs; above 1 the
+hypercomplex side is slower.
 
 python benchmarks/phnn.py --pairs 15
 """
@@ -44,6 +44,10 @@ def _timed(call: Call) -> float:
     return time.process_time() - start
 
 
+def both_passes(layer: nn.Module, x: Tensor, gradient: Tensor) -> Call:
+    return lambda: torch.autograd.grad(layer(x), (x, *layer.parameters()), gradient)
+
+
 def step(model: nn.Module, x: Tensor, labels: Tensor) -> Call:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
 
@@ -73,11 +77,7 @@ def layers(pairs: int, batch: int) -> None:
         gradient = torch.randn_like(x)
         for n in (2, 4):
             layer = PHConv2d.from_conv(plain, n=n)
-            calls = [
-                lambda layer=layer: torch.autograd.grad(layer(x), (x, *layer.parameters()), gradient)
-                for layer in (layer, plain)
-            ]
-            ratio, noise = pair(*calls, pairs)
+            ratio, noise = pair(both_passes(layer, x, gradient), both_passes(plain, x, gradient), pairs)
             print(f"  {channels} channels at {side} x {side}, n = {n}: {ratio:.3f} (noise {noise:.3f})")
 
 

@@ -119,9 +119,7 @@ def test_plain_layers_have_the_same_geometry():
         assert str(kind(**arguments)) == str(layer) == str(twin)
         assert torch.equal(twin.weight, layer.weight)
         assert twin.weight.data_ptr() != layer.weight.data_ptr()
-    with pytest.raises(
-        Unsupported, match="must be a ConvTranspose1d or ConvTranspose2d or ConvTranspose3d, got Conv2d"
-    ):
+    with pytest.raises(Unsupported, match=r"must be a ConvTranspose1d or .* or ConvTranspose3d, got Conv2d"):
         geometry(conv, transposed=True)
 
 

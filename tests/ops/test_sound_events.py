@@ -115,7 +115,7 @@ def test_f_score_is_the_harmonic_mean():
         (lambda: sound_event_spectrogram(torch.zeros(4, 1000)), r"signal must be \(B, C, samples\), got \(4, 1000\)"),
         (
             lambda: sound_event_spectrogram(torch.zeros(1, 1, 900), n_fft=511),
-            "n_fft must be even and positive, got 511",
+            "n_fft must be even .* got 511",
         ),
         (lambda: sound_event_spectrogram(torch.zeros(1, 1, 300)), "hop must be from 1 to the 300 samples .* got 400"),
         (lambda: sound_event_targets(rows((4, 0)), 4, 2), "frames below 4 and classes below 2"),

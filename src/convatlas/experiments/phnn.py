@@ -263,9 +263,9 @@ def _accuracy_section(trained: dict[str, list[Trained]]) -> Section:
     )
     note = Note(
         f"Basic blocks {NETWORK.depths}, widths {NETWORK.widths}; AdamW, learning rate {TRAINING.lr:g}, "
-        f"{TRAINING.warmup_epochs:g} epochs of warm-up, cosine decay, batches of {TRAINING.batch_size}, no augmentation. "
-        "With n = 4 a channel of zeros stands before RGB. Small networks on small images: they test the mechanism, not "
-        "the accuracy on CIFAR."
+        f"{TRAINING.warmup_epochs:g} epochs of warm-up, cosine decay, batches of {TRAINING.batch_size}, no "
+        "augmentation. With n = 4 a channel of zeros stands before RGB. Small networks on small images: they test the "
+        "mechanism, not the accuracy on CIFAR."
     )
     return Section("Accuracy", [*claims, *parts, note])
 
@@ -345,7 +345,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
         hours = sum(row["seconds"] for row in metrics) / 3600
         rows.append([name, count_parameters(task.network), top1, hours])
         curves[name] = ([row["epoch"] for row in metrics], [100 * row["val_accuracy"] for row in metrics])
-    parts = [
+    parts: list[Part] = [
         Table("Trained here", ["network", "parameters", "accuracy [%]", "training [h]"], rows),
         Lines("Validation accuracy", "epoch", "accuracy [%]", curves),
         Files("Runs", {f"report of {name}": f"{name.replace(', n = ', '_')}/report.html" for name in runs}),
