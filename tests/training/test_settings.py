@@ -21,6 +21,7 @@ from convatlas.training.settings import Training
         ({"lr": float("nan")}, "lr must be positive, got nan"),
         ({"lr": float("inf")}, "lr must be positive, got inf"),
         ({"clip": 0.0}, "clip must be positive, got 0.0"),
+        ({"cosine_epochs": 0}, "cosine_epochs must be positive"),
         ({"decay_epochs": 0}, "decay_epochs must be positive"),
         ({"decay_rate": 0}, "decay_rate must be positive"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
