@@ -170,7 +170,7 @@ def test_published_augmentation(recipe: str) -> None:
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     assert training.weight_decay == decay.get(recipe, 0.05)
     assert (training.optimizer == "sgd") == (
-        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad")
+        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad") or hypercomplex
     )
     assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
