@@ -93,7 +93,8 @@ def test_memory_layout_does_not_matter(network: Network):
     inputs = network.inputs(model, 2)
     with torch.no_grad():
         expected = model(*inputs)
-        model.to(memory_format=torch.channels_last)
+        volumes = any(x.dim() == 5 for x in inputs)
+        model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
         moved = tuple(x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x for x in inputs)
         assert_close(model(*moved), expected)
 

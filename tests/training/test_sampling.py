@@ -93,6 +93,18 @@ def test_ranks_share_an_epoch_in_equal_parts(length: int, world_size: int):
         assert set(flat) == set(range(length))
 
 
+def test_repeats_stand_side_by_side_with_seeds_of_their_own():
+    batches = epoch(0, length=24, batch_size=6, repeats=3)
+    assert [len(batch) for batch in batches] == [6] * 4
+    order = indices(batches)
+    assert len(set(order)) == 8
+    assert order == [index for index in order[::3] for _ in range(3)]
+    assert len({seed for batch in batches for _, seed in batch}) == 24
+    assert set(order) != set(indices(epoch(1, length=24, batch_size=6, repeats=3)))
+    ranks = [indices(epoch(0, length=24, batch_size=4, rank=rank, world_size=3, repeats=3)) for rank in range(3)]
+    assert ranks[0] == ranks[1] == ranks[2] == order[::3]
+
+
 def test_no_batch_at_all_is_refused():
     with pytest.raises(ValueError, match="0 samples are too few for a batch of 4 on each of 1 devices"):
         EpochSampler(0, 4, 0)

@@ -169,7 +169,7 @@ class ResNet(Backbone):
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
     classifier_modules: ClassVar[tuple[str, ...]] = ("fc",)
     stem_modules: ClassVar[tuple[str, ...]] = ("conv1",)
-    min_size: ClassVar[int | None] = 1  # every layer is padded
+    min_size = 1  # every layer is padded
 
     def __init__(
         self, config: ResNetConfig, *, attention: Attention | None = None, conv: MakeConv | None = None

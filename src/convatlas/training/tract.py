@@ -30,6 +30,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from convatlas.errors import Unsupported, unknown
 from convatlas.hooks import record
+from convatlas.training.method import Method
 
 __all__ = [
     "Distributed",
@@ -470,8 +471,8 @@ def without_tract(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrAct:
-    """The method with its settings, to be applied to a network before training.
+class TrAct(Method):
+    """The method with its settings: the first layer of a network gets its TrAct form before training.
 
     Attributes:
         lam, solver, distributed: as `TrActLinear` takes them.
@@ -482,6 +483,9 @@ class TrAct:
     layer: str | None = None
     solver: Solver = "cholesky"
     distributed: Distributed = "local"
+
+    def __post_init__(self) -> None:
+        _check(self.lam, self.solver, self.distributed)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give the first layer of ``model`` its TrAct form, as `apply_tract`."""
