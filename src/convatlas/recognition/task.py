@@ -242,9 +242,10 @@ class Recognition(GradientTask):
         if isinstance(published, VolumePreprocess):
             videos = all(name.lower().endswith(tuple(CLIP_SUFFIXES)) for name in train.names)
             chosen: dict[str, Any] = {"depth": "sample" if videos else "resize"}
+            chosen |= self._normalisation(train, published.mean)
             if self.volume_size is not None:
                 chosen["size"] = self.volume_size
-            return dataclasses.replace(published, **chosen, **self._normalisation(train, published.mean))
+            return dataclasses.replace(published, **chosen)
         size = self.image_size
         if size is None:
             rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
