@@ -164,7 +164,7 @@ def test_files_that_are_no_pictures_are_told(tmp_path: Path, content: bytes, mes
     with pytest.raises(Unreadable, match=f"photo cannot be read: {message}"):
         read_picture(tmp_path / "a.png", name="photo")
     (tmp_path / "a.png").write_bytes(write_png16(noise(9, 9, 3, kind=np.uint16))[:-60])
-    with pytest.raises(Unreadable, match="truncated|damaged"):
+    with pytest.raises(Unreadable, match=r"truncated|damaged"):
         read_picture(tmp_path / "a.png")
 
 

@@ -260,7 +260,7 @@ def test_published_files_must_be_fetched_by_hand():
     assert published_files("espcn_x3")[0].figures == {"Set5 PSNR-Y [dB], low resolution by Pillow": 32.88}
     figures = [published_files(f"espcn_clamped_x{scale}")[0].figures["Set5 PSNR-Y [dB]"] for scale in (2, 3, 4)]
     assert figures == [36.64, 32.55, 30.26]
-    with pytest.raises(Unsupported, match="must be downloaded by hand from https://github.com/yjn870"):
+    with pytest.raises(Unsupported, match=r"must be downloaded by hand from https://github\.com/yjn870"):
         published_source("espcn_x3")
 
 
