@@ -77,7 +77,7 @@ class Protocol:
 
     def describe(self, scale: int) -> str:
         """The protocol in one sentence."""
-        blur = f"by Gaussian blur of {self.blur_sigma:g} pixels and taking every {scale}th pixel"
+        blur = f"by Gaussian blur of {self.blur_sigma:g} pixels and taking one pixel of {scale}"
         names = {"matlab": "MATLAB", "pillow": "Pillow"}
         small = f"by bicubic interpolation as in {names[self.downscale]}" if self.downscale in names else blur
         form = {"matlab": "MATLAB's form", "studio256": "the form in 1/256"}[self.luma]
