@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from convatlas.cli.main import main
-from convatlas.data.transforms import Augment
+from convatlas.data.transforms import Augment, Preprocess
 from convatlas.experiments.small_training import recipe_settings
 from convatlas.networks.registry import model_config
 from convatlas.recognition.task import Recognition
@@ -27,11 +27,12 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
     "eca_mobilenet_v2": {"width_mult": 0.1},
-    **dict.fromkeys(("pvt", "pvt_large"), {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]}),
-    **dict.fromkeys(
-        ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune"),
-        {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
-    ),
+    "pvt": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]},
+    "pvt_large": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]},
+    "cvt_13": {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
+    "cvt_21": {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
+    "cvt_384": {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
+    "cvt_finetune": {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -41,8 +42,11 @@ RATES = {
     "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
     "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
-    **dict.fromkeys(("pvt", "pvt_large", "cvt_384"), {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5}),
-    **dict.fromkeys(("cvt_13", "cvt_21"), {0: 1e-6, 5: 2e-3, 300: 1e-5, 309: 1e-5}),
+    "pvt": {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5},
+    "pvt_large": {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5},
+    "cvt_13": {0: 1e-6, 5: 2e-3, 300: 1e-5, 309: 1e-5},
+    "cvt_21": {0: 1e-6, 5: 2e-3, 300: 1e-5, 309: 1e-5},
+    "cvt_384": {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5},
     "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
 }
 BATCHES = {
@@ -69,7 +73,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
     "pvt": {"drop_path": 0.1},
     "pvt_large": {"drop_path": 0.3},
-    **dict.fromkeys(("cvt_13", "cvt_21", "cvt_384", "cvt_finetune"), {"drop_path": (0.0, 0.0, 0.1)}),
+    "cvt_13": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_21": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_384": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
+    "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
