@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from convatlas.cli.main import main
-from convatlas.data.transforms import Augment
+from convatlas.data.transforms import Augment, Preprocess
 from convatlas.experiments.small_training import recipe_settings
 from convatlas.networks.registry import model_config
 from convatlas.recognition.task import Recognition
@@ -94,7 +94,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "deepmad": {"in_channels": 3},  # the rates of drop path and dropout are the recipe's
     "pvt": {"drop_path": 0.1},
     "pvt_large": {"drop_path": 0.3},
-    **{key: {"drop_path": (0.0, 0.0, 0.1)} for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")},
+    "cvt_13": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_21": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_384": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
+    "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "hornet": {"drop_path": 0.2, "base_dim": 64},
     "hornet_384": {"drop_path": 0.4, "base_dim": 192},
     "phresnet_cifar": {"n": 4, "algebra": "learned"},

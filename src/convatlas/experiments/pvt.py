@@ -291,9 +291,8 @@ def quick() -> Report:
 def _segmentation_section(trained: dict[str, list[_Segmented]]) -> Section:
     pyramid, column = trained["pyramid"], trained["column"]
     learned = statistics.mean(result.iou for result in pyramid) >= LEARNED
-    models = {name: build().eval() for name, build in NETWORKS.items()}
-    macs = {name: cost(model, torch.randn(1, 1, SIDE, SIDE)).total.macs for name, model in models.items()}
-    each = {name: macs[name] / (SIDE / _STRIDES[name]) ** 2 for name in macs}
+    totals = _totals()
+    each = {name: macs / (SIDE / _STRIDES[name]) ** 2 for name, (_, macs) in totals.items()}
     claims = [
         Claim.judge(
             "A pyramid of maps segments clearly better than one coarse map",
@@ -330,8 +329,7 @@ def _segmentation_section(trained: dict[str, list[_Segmented]]) -> Section:
     for name, results in trained.items():
         ious = [result.iou for result in results]
         edges = statistics.mean(result.edges for result in results)
-        counts: list[Cell] = [count_parameters(models[name]), macs[name], each[name]]
-        rows.append([name, *counts, *ious, statistics.mean(ious), edges])
+        rows.append([name, *totals[name], each[name], *ious, statistics.mean(ious), edges])
     columns = ["network", "parameters", "MACs", "MACs a position", *(f"seed {seed} [%]" for seed in SEEDS)]
     caption = f"Mean IoU on {TEST_IMAGES} test images after {STEPS} steps of {BATCH} images, and right pixels at edges."
     table = Table("Segmentation", [*columns, "mean IoU [%]", "at edges [%]"], rows, caption, {"mean IoU [%]": "max"})
@@ -344,9 +342,19 @@ def _segmentation_section(trained: dict[str, list[_Segmented]]) -> Section:
         f"Drawn images of {SIDE} x {SIDE} pixels with one to four shapes of radius 4 to 14, each a {CLASSES[1]}, "
         f"{CLASSES[2]}, {CLASSES[3]} or {CLASSES[4]}. The pyramid is PVT with widths {NETWORK.dims} and the head of "
         f"Semantic FPN; the column is a transformer of {COLUMN_DEPTH} blocks on patches of 16 x 16, whose map is "
-        f"enlarged. AdamW, learning rate {TRAINING.lr:g}, cosine decay. Small networks on drawn images: they test the mechanism, not COCO."
+        f"enlarged. AdamW, learning rate {TRAINING.lr:g}, cosine decay. Small networks on drawn images: they test "
+        "the mechanism, not COCO."
     )
     return Section("Segmentation", [*claims, table, _pictures(trained), lines, note])
+
+
+def _totals() -> dict[str, tuple[int, int]]:
+    """Parameters and multiply-adds of both networks."""
+    totals = {}
+    for name, build in NETWORKS.items():
+        model = build()
+        totals[name] = (count_parameters(model), cost(model, torch.randn(1, 1, SIDE, SIDE)).total.macs)
+    return totals
 
 
 def _pictures(trained: dict[str, list[_Segmented]]) -> Images:
