@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convatlas.errors import Unsupported
 from convatlas.report import Scatter, Table
-from convatlas.training.comparison import comparison_report, cost_table, pareto_front, side_by_side
+from convatlas.training.comparison import comparison_report, cost_table, listed, pareto_front, side_by_side
 from convatlas.training.measure import count_parameters
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
@@ -126,3 +126,7 @@ def test_a_network_without_example_inputs_is_told(tmp_path: Path):
     task.prepare()
     with pytest.raises(Unsupported, match="Net tells no example input, and neither does toy"):
         task.example_inputs()
+
+
+def test_names_in_a_row():
+    assert [listed(list("abc")[:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

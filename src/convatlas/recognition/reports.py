@@ -16,7 +16,7 @@ from convatlas.data.volumes import montage
 from convatlas.files import atomic_path
 from convatlas.recognition.class_scores import class_scores, confusion_matrix
 from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Section, Table
-from convatlas.training.comparison import cost_table, files_section, side_by_side
+from convatlas.training.comparison import cost_table, files_section, listed, side_by_side
 from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import provenance
 from convatlas.training.run import Run
@@ -137,7 +137,7 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
         f"{winner} is the most accurate: {measured[winner]['accuracy']:.2%} of "
         f"{len(held_out[winner].images)} held-out images. All were trained on the same images with the same budget."
     )
-    return Report(f"{' and '.join(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
+    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
 def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> list[Part]:

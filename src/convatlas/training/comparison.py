@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ from convatlas.training.run import Run
 if TYPE_CHECKING:
     from convatlas.training.task import GradientTask
 
-__all__ = ["comparison_report", "cost_table", "files_section", "pareto_front", "side_by_side"]
+__all__ = ["comparison_report", "cost_table", "files_section", "listed", "pareto_front", "side_by_side"]
 
 Tasks: TypeAlias = "Mapping[str, GradientTask]"
 
@@ -136,7 +136,13 @@ def comparison_report(tasks: Tasks, runs: Mapping[str, Run], folder: Path) -> Re
         "trained on the same data with the same budget."
     )
     task = next(iter(tasks.values()))
-    return Report(f"{' and '.join(tasks)}, {task.name}", summary, sections, provenance())
+    return Report(f"{listed(tasks)}: {task.name}", summary, sections, provenance())
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a row: "a", "a and b", "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def files_section(runs: Mapping[str, Run], folder: Path) -> Section:
