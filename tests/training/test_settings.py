@@ -33,6 +33,8 @@ from convatlas.training.settings import Training
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"layer_decay": 1.1}, r"layer_decay must be in \(0, 1\], got 1.1"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"nodes": 0}, "nodes must be at least 1, got 0"),
+        ({"strategy": "fsdp", "precision": "16"}, "precision must be 32 or bf16 with the strategy fsdp, got 16"),
         ({"devices": 0}, "devices must be 'auto' or at least 1, got 0"),
         ({"epochs": 3, "warmup_epochs": 2, "cooldown_epochs": 2}, r"must not be more than epochs, got 2 \+ 2 and 3"),
         ({"schedule": "step", "cooldown_epochs": 1}, "cooldown_epochs must be 0 with the step schedule, got 1"),
@@ -48,6 +50,8 @@ def test_values_out_of_range_are_named(settings: dict, message: str):
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam': did you mean adamw?"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean cosine?"),
+        ({"strategy": "fdsp"}, "unknown strategy 'fdsp': did you mean fsdp"),
+        ({"methods": {"trakt": {}}}, "unknown method 'trakt': did you mean tract"),
         ({"precision": "64"}, "unknown precision '64'"),
         ({"accelerator": "cuda"}, "unknown accelerator 'cuda'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -197,6 +198,7 @@ class GradientTask(Task):
         from convatlas.training.fit import fit
 
         end_with_parent()
+        logging.getLogger("convatlas").setLevel(logging.ERROR)  # the first process tells what all of them see
         try:
             self._make_ready(training, method)
             fit(self, run, training, method)
