@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from battery.compare import assert_close, assert_same, loss
 from battery.subjects import Network
 from convatlas import load_weights
+from convatlas.export import export
 from convatlas.networks.base import Backbone
 from convatlas.networks.registry import create_model
 
@@ -191,3 +193,15 @@ def test_named_modules_exist(backbone: Network):
         assert model.get_submodule(name).weight.shape[1] == 2
     for name in model.classifier_modules:
         assert model.get_submodule(name).weight.shape[0] == 11
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same(family: Network, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    model = family.build()
+    inputs = family.inputs(model, 2)
+    done = export(model, inputs, tmp_path / "model.onnx")
+    assert {check.shapes[0][0] for check in done.checks} == {1, 2, 3}
+    for check in done.checks:
+        assert check.error <= 1e-4 * max(check.largest, 1)
+    assert (tmp_path / "model.onnx").stat().st_size > sum(tensor.nbytes for tensor in model.state_dict().values()) / 2

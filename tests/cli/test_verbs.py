@@ -215,12 +215,9 @@ def test_compare_trains_each_model_and_writes_one_report(run: Run, pictures: Pat
     document = json.loads((tmp_path / "both" / "report.json").read_text())
     assert document["title"] == f"tiny and conv on {pictures}"
     (table,) = [
-        part
-        for section in document["sections"]
-        for part in section["parts"]
-        if part.get("title") == "Quality on the same held-out images"
+        part for section in document["sections"] for part in section["parts"] if part.get("title") == "Quality and cost"
     ]
-    assert [row[0] for row in table["rows"]] == ["tiny", "conv"]
+    assert {row[0] for row in table["rows"]} == {"tiny", "conv"}
 
 
 def test_compare_takes_names_with_commas(run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

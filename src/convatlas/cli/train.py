@@ -93,6 +93,7 @@ def task_parser(cls: type[Any], verb: str, usage: str) -> SettingsParser:
     parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in YAML files")
     parser.add_class_arguments(cls, help="settings of the task")
     parser.add_class_arguments(Training, help="settings of the training")
+    parser.set_defaults(dict(cls.defaults))
     return parser
 
 

@@ -64,7 +64,8 @@ def resize_position_embedding(
 
 
 def _resize(maps: Tensor, grid: tuple[int, int], mode: Literal["bicubic", "bilinear"]) -> Tensor:
-    if tuple(maps.shape[2:]) == tuple(grid):
+    # An exported program for any size has symbols here, which must not be compared; the result is the same.
+    if all(isinstance(side, int) for side in grid) and tuple(maps.shape[2:]) == tuple(grid):
         return maps
     computed = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return F.interpolate(computed, size=grid, mode=mode, align_corners=False).to(maps.dtype)

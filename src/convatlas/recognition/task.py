@@ -4,11 +4,10 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -23,16 +22,17 @@ from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
 from convatlas.data.volumes import CLIP_SUFFIXES, VolumeReading, volume_files
-from convatlas.errors import CheckpointError, DataError, Unsupported
+from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
-from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.recognition.predictions import Predictions, joined
 from convatlas.report import Report
+from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.settings import Training
 from convatlas.training.task import GradientTask
-from convatlas.weights import load_weights, read_checkpoint, save_weights
+from convatlas.weights import load_weights
 
 __all__ = ["Recognition"]
 
@@ -79,7 +79,7 @@ class Recognition(GradientTask):
     """
 
     name: ClassVar[str] = "recognition"
-    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
+    smaller_is_better: ClassVar[tuple[str, ...]] = ("cross-entropy [nats]",)
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_accuracy", "max")
 
     data: str = "digits"
@@ -242,9 +242,10 @@ class Recognition(GradientTask):
         if isinstance(published, VolumePreprocess):
             videos = all(name.lower().endswith(tuple(CLIP_SUFFIXES)) for name in train.names)
             chosen: dict[str, Any] = {"depth": "sample" if videos else "resize"}
+            chosen |= self._normalisation(train, published.mean)
             if self.volume_size is not None:
                 chosen["size"] = self.volume_size
-            return dataclasses.replace(published, **chosen, **self._normalisation(train, published.mean))
+            return dataclasses.replace(published, **chosen)
         size = self.image_size
         if size is None:
             rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
@@ -365,6 +366,12 @@ class Recognition(GradientTask):
         kept = images.subset(np.concatenate(indices))
         return Predictions(kept, np.concatenate(rows), self.classes, tuple(dict.fromkeys(failed)))
 
+    def quality(self) -> dict[str, float]:
+        """Accuracy and its relatives on the test images."""
+        from convatlas.recognition.reports import quality
+
+        return quality(self.probabilities(self._held_out(None)))
+
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the quality on the run's own test images, or on other labelled ones.
 
@@ -439,47 +446,22 @@ class Recognition(GradientTask):
 
     # Files
 
-    def save(self, path: str | Path) -> Path:
-        """Write the weights with everything that is needed to use them, as safetensors."""
-        described = {
-            "task": self.name,
-            "settings": to_mapping(self),
+    def described(self) -> dict[str, Any]:
+        """Classes, channels and preprocessing of the network, and what tells the images of the training."""
+        return {
             "classes": list(self.classes),
             "channels": self.network.in_channels,
             "preprocess": to_mapping(self.preprocess),
             "data_digest": self.data_digest,
         }
-        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
 
-    @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """Read a trained task back from a run folder or from the file that `save` wrote.
-
-        Raises:
-            DataError: the folder is not a run, or has no finished epoch yet.
-            CheckpointError: the file was not written by this task.
-        """
-        path = Path(source)
-        if path.is_dir():
-            path = Run.open(path).best
-            if not path.is_file():
-                raise DataError(
-                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
-                )
-        try:
-            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
-            task = from_mapping(cls, described["settings"])
-            task.classes = tuple(described["classes"])
-            kind: Any = VolumePreprocess if task.takes_volumes else Preprocess
-            task.preprocess = from_mapping(kind, described["preprocess"])
-            task.data_digest = str(described["data_digest"])
-            channels = int(described["channels"])
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
-        task.network = task._build(channels)
-        load_weights(task.network, path)
-        task.network.eval()
-        return task
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build the network."""
+        self.classes = tuple(described["classes"])
+        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
+        self.preprocess = from_mapping(kind, described["preprocess"])
+        self.data_digest = str(described["data_digest"])
+        self.network = self._build(int(described["channels"]))
 
 
 def _shape(images: ImageSet, row: int) -> tuple[int, ...]:

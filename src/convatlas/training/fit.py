@@ -67,6 +67,8 @@ def fit(task: GradientTask, run: Run, training: Training, method: Together) -> N
     plain, how = task.network, f"go on with 'convatlas train {task.name} --resume {run.folder}'"
     checkpoints = Checkpoints(task, run, training, plain, how)
     callbacks: list[Callback] = [History(run), checkpoints]
+    if training.schedule == "plateau":
+        callbacks.append(_Plateau(metric, mode, training))
     if training.ema is not None:
         averaging = ShardedAveraging if training.strategy == "fsdp" else EMAWeightAveraging
         callbacks.append(averaging(decay=training.ema))
@@ -170,6 +172,7 @@ class _Module(L.LightningModule):
         self.loss_sum: dict[str, Any] = {"loss": 0.0, "batches": 0}
         self.position = (0, 0)
         self.first_step = True
+        self.plateau = 1.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         method = self.shared.method
@@ -263,7 +266,7 @@ class _Module(L.LightningModule):
         steps = self.steps_per_epoch()
 
         def factor(step: int) -> float:
-            return learning_rate(training, step, steps) / training.lr
+            return learning_rate(training, step, steps, plateau=self.plateau) / training.lr
 
         return [
             {"optimizer": each, "lr_scheduler": {"scheduler": LambdaLR(each, factor), "interval": "step"}}
@@ -345,3 +348,27 @@ class _EarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class _Plateau(Callback):
+    """Lowers the learning rate when the validation no longer improves. Torch's own would miss its turn in a resume."""
+
+    def __init__(self, metric: str, mode: str, training: Training) -> None:
+        self.metric, self.sign, self.training = metric, 1 if mode == "max" else -1, training
+        self.best, self.waited, self.factor = -math.inf, 0, 1.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.plateau = self.factor
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        value = self.sign * float(trainer.callback_metrics[self.metric])
+        self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
+        if self.waited >= self.training.plateau_epochs:
+            self.factor, self.waited = self.factor * self.training.decay_rate, 0
+            pl_module.plateau = self.factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "factor": self.factor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited, self.factor = state_dict["best"], state_dict["waited"], state_dict["factor"]

@@ -31,15 +31,22 @@ class Training:
         weight_decay: decoupled for adamw and lion, L2 for sgd.
         decay_all: whether biases, norms and other 1-D parameters decay too.
         momentum: of sgd; of the others it is their first beta.
-        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs``), ``exponential`` (the
-            same, but a little at every step) or ``constant``; all begin with the warm-up.
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs`` or at ``decay_at``),
+            ``exponential`` (the same, but a little at every step), ``plateau`` (times ``decay_rate``, not below
+            ``min_lr``, whenever the validation has not improved for ``plateau_epochs``) or ``constant``; all begin with
+            the warm-up.
         warmup_epochs: linear rise from ``warmup_lr`` before the schedule; counted within ``epochs``.
         warmup_lr: learning rate of the first step.
-        min_lr: end of the cosine.
+        min_lr: end of the cosine, and least of the plateau schedule.
+        cosine_epochs: epochs from ``lr`` to ``min_lr``; with more than there are, the cosine is cut off. All between
+            warm-up and cool-down when left out.
         cooldown_epochs: of the cosine schedule: last epochs of ``epochs``, spent at ``min_lr``.
         decay_epochs: of the step and exponential schedules: after so many epochs the learning rate is multiplied.
-        decay_rate: of the step and exponential schedules: by what it is multiplied.
+        decay_at: of the step schedule: the epochs after which it is multiplied, instead of every ``decay_epochs``.
+        decay_rate: of the step, exponential and plateau schedules: by what it is multiplied.
+        plateau_epochs: of the plateau schedule: epochs without improvement.
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
+        lr_factors: by the beginning of a parameter's name, a factor of its learning rate: ``{"sub_pixel": 0.1}``.
         accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
         drop_last: whether an epoch leaves out the samples that do not fill a batch, other ones each time.
         repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al.,
@@ -71,14 +78,18 @@ class Training:
     weight_decay: float = 0.05
     decay_all: bool = False
     momentum: float = 0.9
-    schedule: Literal["cosine", "step", "exponential", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "exponential", "plateau", "constant"] = "cosine"
     warmup_epochs: float = 1
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    cosine_epochs: float | None = None
     cooldown_epochs: float = 0
     decay_epochs: float = 30
+    decay_at: tuple[float, ...] = ()
     decay_rate: float = 0.1
+    plateau_epochs: int = 10
     layer_decay: float = 1.0
+    lr_factors: dict[str, float] = field(default_factory=dict)
     accumulate: int = 1
     drop_last: bool = False
     repeated_augmentation: int = 1
@@ -100,11 +111,13 @@ class Training:
         for name in ("optimizer", "schedule", "precision", "strategy", "accelerator"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise unknown(name, str(getattr(self, name)), get_args(hints[name]))
-        counts = ("epochs", "batch_size", "accumulate", "repeated_augmentation", "patience", "nodes")
+        counts = (
+            *("epochs", "batch_size", "accumulate", "repeated_augmentation", "patience", "plateau_epochs", "nodes"),
+        )
         for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "decay_epochs", "decay_rate", "clip"):
+        for name in ("lr", "cosine_epochs", "decay_epochs", "decay_rate", "clip"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "checkpoint_minutes"):
@@ -113,6 +126,11 @@ class Training:
         for name in ("momentum", "ema"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if list(self.decay_at) != sorted(set(self.decay_at)) or min(self.decay_at, default=1) <= 0:
+            raise ValueError(f"decay_at must be positive epochs in rising order, got {self.decay_at}")
+        for name, factor in self.lr_factors.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"lr_factors must not be negative, got {factor} for {name}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if not 0 <= self.seed < 2**63:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import time
@@ -12,16 +13,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from convatlas.catalog import TASKS
-from convatlas.errors import Interrupted, Unsupported, unknown
+from convatlas.errors import CheckpointError, DataError, Interrupted, Unsupported, unknown
 from convatlas.report import Report
 from convatlas.training.method import Together, make_methods
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 from convatlas.training.sampling import seed_everything
 from convatlas.training.settings import MOVABLE, Training
+from convatlas.weights import load_weights, read_checkpoint, save_weights
 
 __all__ = ["GradientTask", "Task", "is_helper", "open_task", "seed_everything", "split_settings"]
 
@@ -94,10 +98,15 @@ class GradientTask(Task):
     accumulation, clipping, averaging, checkpoints, resuming.
     """
 
+    verbs: ClassVar[tuple[str, ...]] = (*Task.verbs, "compare")
+    #: Settings of the training that suit the task better than the general ones.
+    defaults: ClassVar[Mapping[str, Any]] = {}
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
     #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.
     unused_parameters: ClassVar[bool] = False
+    #: Those measures of `quality` of which less is better.
+    smaller_is_better: ClassVar[tuple[str, ...]] = ()
 
     network: nn.Module
     #: Items are read by (index, seed) pairs.
@@ -130,12 +139,64 @@ class GradientTask(Task):
         """How samples become a batch; None is torch's own way."""
         return None
 
+    def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
+        """What the network takes for a batch of samples, on its device; by default what the network itself tells.
+
+        Raises:
+            Unsupported: it tells nothing.
+        """
+        if not callable(getattr(self.network, "example_inputs", None)):
+            raise Unsupported(f"{type(self.network).__name__} tells no example input, and neither does {self.name}")
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        inputs: tuple[Any, ...] = self.network.example_inputs(batch)  # type: ignore[operator]
+        moved: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+        return moved
+
+    @torch.inference_mode()
+    def quality(self) -> dict[str, float]:
+        """How good the trained network is on held-out data; the first measure ranks when networks are compared.
+
+        By default the validation metric that chooses the best epoch. Units stand in brackets: ``"PSNR [dB]"``.
+        """
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        self.network.eval()
+        metrics: Any = self.metrics().to(device)
+        for batch in DataLoader(self.val_set, batch_size=64, collate_fn=self.collate):
+            self.score(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch), metrics)
+        return {self.monitor[0].removeprefix("val_"): float(metrics.compute()[self.monitor[0]])}
+
+    def better(self, measure: str) -> Literal["max", "min"]:
+        """Whether more or less of a measure of `quality` is better."""
+        monitored, mode = self.monitor
+        if measure == monitored.removeprefix("val_"):
+            return mode
+        return "min" if measure in self.smaller_is_better else "max"
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Self], runs: Mapping[str, Run], folder: Path) -> Report:
+        """One report on several networks that were trained on the same data under the same budget."""
+        from convatlas.training.comparison import comparison_report
+
+        return comparison_report(tasks, runs, folder)
+
+    def described(self) -> dict[str, Any]:
+        """What is needed beside the settings to use the trained network, as plain data; stored with the weights."""
+        return {}
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build ``network``, whose weights are loaded next.
+
+        Raises:
+            Unsupported: the task does not say how.
+        """
+        raise Unsupported(f"the task {self.name} cannot be read back")
+
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train, keep the best epoch in the network, and write the run folder.
 
         Args:
             run: folder of the run; new, unless ``resume``.
-            training: settings of the training.
+            training: settings of the training; the task's ``defaults`` when left out.
             resume: go on with an interrupted run; the settings must be those it was started with, but for those of
                 where it runs (`MOVABLE`). A finished run gets its report again.
 
@@ -151,7 +212,7 @@ class GradientTask(Task):
         """
         from convatlas.training.fit import fit
 
-        training = training or Training()
+        training = training or Training(**self.defaults)
         seed_everything(training.seed)
         method = Together(make_methods(training.methods))
         settings = {**to_mapping(self), **to_mapping(training)}
@@ -208,6 +269,36 @@ class GradientTask(Task):
             time.sleep(3)  # the first process, if it has met the same, tells it and ends this one
             raise
         raise SystemExit(0)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights with everything that is needed to use them, as safetensors."""
+        described = {"task": self.name, "settings": to_mapping(self), **self.described()}
+        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read a trained task back from a run folder or from the file that `save` wrote.
+
+        Raises:
+            DataError: the folder is not a run, or has no finished epoch yet.
+            CheckpointError: the file was not written by this task.
+        """
+        path = Path(source)
+        if path.is_dir():
+            path = Run.open(path).best
+            if not path.is_file():
+                raise DataError(
+                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
+                )
+        try:
+            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
+            task = from_mapping(cls, described["settings"])
+            task.restore(described)
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
+        load_weights(task.network, path)
+        task.network.eval()
+        return task
 
 
 def is_helper() -> bool:

@@ -92,14 +92,15 @@ class ELA(nn.Module):
         if groups < 1 or channels % groups:
             raise ValueError(f"groups must divide the {channels} channels, got {groups}")
         if num_groups == "auto":
-            num_groups = next(count for count in range(preset.num_groups, 0, -1) if channels % count == 0)
-        num_groups = num_groups or preset.num_groups
-        if channels % num_groups:
+            normed = next(count for count in range(preset.num_groups, 0, -1) if channels % count == 0)
+        else:
+            normed = num_groups or preset.num_groups
+        if channels % normed:
             raise ValueError(
-                f"ELA-{variant} needs channels divisible by {num_groups}, got {channels}: "
+                f"ELA-{variant} needs channels divisible by {normed}, got {channels}: "
                 "give another num_groups, or num_groups='auto'"
             )
-        self.channels, self.groups, self.num_groups = channels, groups, num_groups
+        self.channels, self.groups, self.num_groups = channels, groups, normed
         self.shared = shared
         self.axes = 1 if shared else dims
         place = {"device": device, "dtype": dtype}
@@ -108,7 +109,7 @@ class ELA(nn.Module):
             nn.Conv1d(channels, channels, kernel_size, padding=padding, groups=groups, bias=False, **place)  # type: ignore[arg-type]
             for _ in range(self.axes)
         )
-        self.norm = nn.ModuleList(nn.GroupNorm(num_groups, channels, **place) for _ in range(self.axes))  # type: ignore[arg-type]
+        self.norm = nn.ModuleList(nn.GroupNorm(normed, channels, **place) for _ in range(self.axes))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same shape."""
