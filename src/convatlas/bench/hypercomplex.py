@@ -65,8 +65,8 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
         quick: the first and the last stage and n = 4 only.
     """
     note = (
-        "A training step is forward, backward and SGD with momentum, in training mode. Both sides have the same weights, "
-        "which on ours are computed from fewer parameters; the optimizer has to go through these only."
+        "A training step is forward, backward and SGD with momentum, in training mode. Both sides have the same "
+        "weights: ours are computed from fewer parameters, and the optimizer has only these to go through."
     )
     return report("hypercomplex", compare(list(_cases(quick)), threads=threads, quick=quick), BARS, note, quick=quick)
 
