@@ -66,11 +66,7 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
     """
     note = (
         "A training step is forward, backward and SGD with momentum, in training mode. Both sides have the same "
-<<<<<<< HEAD
-        "weights, which on ours are computed from fewer parameters; the optimizer has to go through these only."
-=======
         "weights: ours are computed from fewer parameters, and the optimizer has only these to go through."
->>>>>>> phnn
     )
     return report("hypercomplex", compare(list(_cases(quick)), threads=threads, quick=quick), BARS, note, quick=quick)
 
