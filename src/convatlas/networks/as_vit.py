@@ -189,9 +189,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn = attn
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(channels), Mlp(channels, hidden)) for _ in range(num_mlps)
-        )
+        self.mlps = nn.ModuleList(nn.Sequential(nn.LayerNorm(channels), Mlp(channels, hidden)) for _ in range(num_mlps))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

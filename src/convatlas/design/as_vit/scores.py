@@ -197,7 +197,9 @@ def _curve(
     parameter = next(model.parameters())
     basis = random_plane(math.prod(shape), generator=generator, dtype=parameter.dtype) if plane is None else plane
     if basis.shape != (math.prod(shape), 2):
-        raise ValueError(f"plane must be ({math.prod(shape)}, 2) for images of {tuple(shape)}, got {tuple(basis.shape)}")
+        raise ValueError(
+            f"plane must be ({math.prod(shape)}, 2) for images of {tuple(shape)}, got {tuple(basis.shape)}"
+        )
     basis = basis.to(parameter)
     angles = torch.linspace(0, 2 * math.pi, theta, dtype=torch.float64) if isinstance(theta, int) else theta
     angles = angles.to(parameter)

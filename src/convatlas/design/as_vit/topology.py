@@ -194,4 +194,3 @@ class Rewards:
                 change = (value - before[-2]) / (max(last) - min(last) + 1e-6)
                 total += -change if name == "ntk" else change
         return total
-
