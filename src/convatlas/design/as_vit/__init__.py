@@ -258,7 +258,7 @@ class TrainingFreeSearch(DesignStudy):
             return {**state, "scores": scores, "grown": True}
         ntk, length = zip(*(scores[str(each)] for each in near), strict=True)
         best = near[choose(ntk, length, consistent=self.consistent)]
-        row = {
+        row: dict[str, Any] = {
             "scored": str(best),
             "genotype": str(_widened(best)),
             "parameters": _widened(best).parameters(),

@@ -218,7 +218,8 @@ def _curve(
         if not second:
             first = velocity(angles)
             return first, torch.zeros_like(first)
-        return jvp(velocity, (angles,), (torch.ones_like(angles),))
+        first, acceleration = jvp(velocity, (angles,), (torch.ones_like(angles),))
+        return first, acceleration
 
 
 @contextmanager
