@@ -347,7 +347,7 @@ class AsViT(Backbone):
             init_linear(hidden)
             self.head = nn.Sequential(hidden, nn.Tanh(), classifier)
         else:
-            self.head[2] = classifier
+            self.head.register_module("2", classifier)
 
 
 VARIANTS: dict[str, AsViTConfig] = {
