@@ -234,15 +234,18 @@ class _Stage(nn.Module):
 class _TokenEmbedding(PatchEmbed):
     """Patches of K x K pixels, every ``stride`` of them, as tokens; the image is padded to one token a stride."""
 
+    #: Kernel size, stride and dilation of the convolution.
+    window: tuple[int, int, int]
+
     def forward(self, x: Tensor) -> Tensor:
-        proj: Any = self.proj
-        (kernel, _), (stride, _), (dilation, _) = proj.kernel_size, proj.stride, proj.dilation
+        kernel, stride, dilation = self.window
         extra = dilation * (kernel - 1) + 1 - stride  # negative where a coarse stride leaves pixels out
         before = extra // 2
         height, width = x.shape[2:]
         ends = [extra - before + -size % stride for size in (width, height)]
+        x = F.pad(x, (before, ends[0], before, ends[1]))
         for part in self:
-            x = part(F.pad(x, (before, ends[0], before, ends[1])) if part is proj else x)
+            x = part(x)
         return x
 
 
@@ -306,6 +309,7 @@ class AsViT(Backbone):
             raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
         proj: Any = self.patch_embed.proj
         proj.stride, proj.dilation = (stride, stride), (dilation, dilation)
+        self.patch_embed.window = (proj.kernel_size[0], stride, dilation)
         self.feature_info = tuple(Feature(channels, stride * 2**stage) for stage, channels in enumerate(self._dims))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
