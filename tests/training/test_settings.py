@@ -38,6 +38,8 @@ from convatlas.training.settings import Training
         ({"decay_at": (0, 2)}, "decay_at must be positive epochs in rising order"),
         ({"lr_factors": {"head": -1}}, "lr_factors must not be negative, got -1 for head"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"nodes": 0}, "nodes must be at least 1, got 0"),
+        ({"strategy": "fsdp", "precision": "16"}, "precision must be 32 or bf16 with the strategy fsdp, got 16"),
         ({"devices": 0}, "devices must be 'auto' or at least 1, got 0"),
         ({"epochs": 3, "warmup_epochs": 2, "cooldown_epochs": 2}, r"must not be more than epochs, got 2 \+ 2 and 3"),
         ({"schedule": "step", "cooldown_epochs": 1}, "cooldown_epochs must be 0 with the step schedule, got 1"),
@@ -53,6 +55,8 @@ def test_values_out_of_range_are_named(settings: dict, message: str):
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam': did you mean adamw?"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean cosine?"),
+        ({"strategy": "fdsp"}, "unknown strategy 'fdsp': did you mean fsdp"),
+        ({"methods": {"trakt": {}}}, "unknown method 'trakt': did you mean tract"),
         ({"precision": "64"}, "unknown precision '64'"),
         ({"accelerator": "cuda"}, "unknown accelerator 'cuda'"),
     ],

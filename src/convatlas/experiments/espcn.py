@@ -334,7 +334,8 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
             unit="dB",
         ),
     ]
-    rows: list[list[Cell]] = [["bicubic", bicubic], *([model, value] for model, value in network.items())]
+    rows: list[list[Cell]] = [["bicubic", bicubic]]
+    rows += [[model, value] for model, value in network.items()]
     table = Table("PSNR of luma", ["", "test images [dB]"], rows, Protocol().describe(3))
     pictures = [(panel(*each.shown), each.name) for each in measured[FULL_MODELS[0]][:5]]
     images = Images("Bicubic, ESPCN, truth, error of ESPCN", pictures)

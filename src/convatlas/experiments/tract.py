@@ -372,7 +372,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     runs: dict[str, dict[int, FullRun]] = {"with TrAct": {}, "without it": {}}
     for epochs in LENGTHS:
         for label, found in runs.items():
-            methods = {"methods": {}} if label == "without it" else {}
+            methods: dict[str, Any] = {"methods": {}} if label == "without it" else {}
             name = f"{'plain' if methods else 'tract'}_{epochs}"
             settings = {"data": str(data), "epochs": epochs, **methods, **changes}
             found[epochs] = train_by_recipe(RECIPE, Path(folder) / name, **settings)
@@ -413,7 +413,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     )
     curves = {label: (list(found), list(found.values())) for label, found in accuracy.items()}
     files = Files("Runs", {f"report of {path}": f"{path}/report.html" for path in _folders(runs)})
-    parts = [*claims, table, Lines("Accuracy", "epochs", "validation images right [%]", curves), files]
+    parts: list[Any] = [*claims, table, Lines("Accuracy", "epochs", "validation images right [%]", curves), files]
     return finished("TrAct: full test of its claims", [Section("ResNet-18 on CIFAR-10", parts)], data=str(data))
 
 

@@ -192,7 +192,7 @@ class ResNet(Backbone):
         self.relu = nn.ReLU(inplace=True)
         pooled = not config.small_stem if config.stem_pool is None else config.stem_pool
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()
-        stride, channels = self.conv1.stride[0] * (2 if pooled else 1), config.stem_width
+        stride, channels = (1 if config.small_stem else 2) * (2 if pooled else 1), config.stem_width
         features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):

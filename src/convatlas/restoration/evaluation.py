@@ -150,7 +150,8 @@ def measure_clip(
 
     reading = _Stopwatch(shrunk())
     enlarging = _Stopwatch(upscale_video(model, reading, luma=protocol.luma, convention=protocol.convention))
-    network, bicubic = [], []
+    network: list[Any] = []
+    bicubic: list[Any] = []
     shown: tuple[Array, Array, Array] | None = None
     for enlarged in enlarging:
         truth, low = waiting.popleft()

@@ -488,7 +488,7 @@ def step_calls(model: nn.Module, inputs: Tensor, targets: Tensor, method: TrAct)
         def call() -> Tensor:
             optimizer.zero_grad()
             loss = F.cross_entropy(trained(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             return loss.detach()
 

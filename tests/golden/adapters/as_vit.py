@@ -142,7 +142,7 @@ def _merging(case: Case) -> dict[str, Tensor]:
     case.load(layer)
     x = case.inputs["x"].requires_grad_()
     y = layer(x.unflatten(1, tuple(config["input_resolution"]))).flatten(1, 2)
-    results = {name: y for name in ("y", "output")}
+    results = dict.fromkeys(("y", "output"), y)
     if "cotangent" in case.inputs:
         results |= case.gradients(layer, y, {"grad_input": x})
     return {name: results[name] for name in case.outputs}
