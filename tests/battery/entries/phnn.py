@@ -49,7 +49,7 @@ def _quaternion(kind: type[torch.nn.Module], dims: int) -> Conv:
 NETWORKS = [
     Network("phresnet18", {"depths": (1, 2), "widths": (8, 12), "num_classes": 7}, exempt=_IMAGES),
     Network("phresnet50_large", {"depths": (1, 1), "widths": (6, 9), "n": 3, "num_classes": 7}, exempt=_IMAGES),
-    Network("phvgg16", {"widths": ((8,), (12, 12)), "head_widths": (8, 12), "num_classes": 7}, exempt=_IMAGES),
+    Network("phvgg16", {"widths": ((8, 8), (8, 12)), "head_widths": (8, 12), "num_classes": 7}, exempt=_IMAGES),
     Network(
         "phsed_full",
         {
