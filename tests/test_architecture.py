@@ -148,8 +148,8 @@ def test_files_of_one_room_stand_alone(room: str):
 def test_every_folder_has_a_tenant():
     for folder in PACKAGE.rglob("*"):
         if folder.is_dir() and folder.name != "__pycache__":
-            files = {path.name for path in folder.glob("*.*")} - {"__init__.py"}
-            assert files, f"{folder.relative_to(ROOT)} is empty"
+            tenants = {path.name for path in folder.iterdir()} - {"__init__.py", "__pycache__"}
+            assert tenants, f"{folder.relative_to(ROOT)} is empty"
 
 
 # Files and names

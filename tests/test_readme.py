@@ -71,6 +71,7 @@ def _authors_state() -> dict[str, torch.Tensor]:
 # What makes a command of the README small: other settings follow, and the last one counts.
 SMALL = ["--epochs", "2", "--image_size", "32", "--batch_size", "8", "--workers", "0", "--warmup_epochs", "0"]
 SMALLER = ["--cooldown_epochs", "0", "--accumulate", "1", "--precision", "32"]
+SHORT_DESIGN = {"deepmad": ["--params", "1e6", "--flops", "1e8", "--rho", "1", "--candidates", "50"]}
 TINY = ["--options", '{"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "branch_ratio": 0.125}']
 
 
@@ -95,10 +96,24 @@ def test_commands_run(line, small_world, monkeypatch, capsys):
         words = [word for word in words if word != "--weights"] + SMALL + SMALLER + TINY
         if "--run" in words:
             words[words.index("--run") + 1] = f"runs/{uuid.uuid4().hex}"
+    if verb == "design" and "--out" in words:
+        words += SHORT_DESIGN[words[0]]
+        words[words.index("--out") + 1] = f"runs/{uuid.uuid4().hex}"
+    for word in words:
+        if word.startswith("designs/"):
+            _design_once(small_world / Path(*Path(word).parts[:2]))
+    if verb == "train" and any(word.endswith("train.yaml") for word in words):
+        words += [*SMALL, "--run", f"runs/{uuid.uuid4().hex}"]
     words = [word.replace("runs/x", "runs/photos") for word in words]
     if "runs/photos" in " ".join(words):
         _train_once(small_world)
     assert main([verb, *words]) == 0, capsys.readouterr().err
+
+
+def _design_once(folder: Path) -> None:
+    method = {"small": "deepmad"}[folder.name]
+    if not (folder / "report.html").is_file():
+        assert main(["design", method, "--out", str(folder), *SHORT_DESIGN[method]]) == 0
 
 
 def _train_once(folder: Path) -> None:

@@ -144,7 +144,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(backbone: Network):
 def count_passes(model: nn.Module) -> list[int]:
     passes: list[int] = []
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
             module.register_forward_pre_hook(lambda *_: passes.append(1))
     return passes
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convatlas import catalog
-from convatlas.bench import eca, fft_conv, inception, networks, pixel_shuffle, ratio
+from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio
 from convatlas.networks.registry import create_model
 from convatlas.report import Report
 
@@ -36,6 +36,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
+    monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
+    monkeypatch.setattr(hypercomplex, "LAYER_BATCH", 2)
+    monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)
+    monkeypatch.setattr(
+        hypercomplex, "create_model", lambda name, n: create_model(name, depths=(1, 1), widths=(12, 12), n=n)
+    )
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

@@ -32,7 +32,7 @@ def write_clip(
     form: str = "yuv420p",
     delay: float = 0.0,
 ) -> Path:
-    """A clip of 25 frames a second without loss, or with times in ms; with a tone that begins after a delay."""
+    """A clip of 25 frames a second, or with times in ms, without loss; with a tone that begins after a delay."""
     av: Any = pytest.importorskip("av")
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w") as out:

@@ -333,6 +333,27 @@ def test_what_the_machine_lacks_is_told(tmp_path: Path, settings: dict[str, Any]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpu", "synchronised"),
+    [({"devices": 2}, True, True), ({"nodes": 2}, True, True), ({}, True, False), ({"devices": 2}, False, False)],
+)
+def test_batches_are_normalised_together_on_several_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], gpu: bool, synchronised: bool
+):
+    asked: dict[str, Any] = {}
+
+    def trainer(**options: Any) -> None:
+        asked.update(options)
+        raise ValueError("enough is known")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("convatlas.training.fit.L.Trainer", trainer)
+    with pytest.raises(ValueError, match="enough is known"):
+        Toy().fit(tmp_path / "run", Training(**SHORT, **settings))
+    assert asked["sync_batchnorm"] is synchronised
+    assert (asked["devices"], asked["num_nodes"]) == (settings.get("devices", 1), settings.get("nodes", 1))
+
+
 def test_a_used_folder_is_refused_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "note").write_text("mine")
     monkeypatch.setattr(Toy, "prepare", lambda self: pytest.fail("read the data"))

@@ -147,6 +147,14 @@ def test_cosine_goes_from_the_peak_to_its_end():
     assert rates([end + 50], **settings) == pytest.approx([0.1])
 
 
+def test_a_cosine_longer_than_the_training_is_cut_off():
+    settings = {"cosine_epochs": 40, "min_lr": 0.1}
+    assert rates([0, 50, 100], **settings) == pytest.approx(
+        [0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2 for share in (0, 1 / 8, 1 / 4)]
+    )
+    assert rates([25, 50, 99], cosine_epochs=5, min_lr=0.1) == pytest.approx([0.55, 0.1, 0.1])
+
+
 def test_cool_down_stays_at_the_end_of_the_cosine():
     settings = {"cooldown_epochs": 3, "min_lr": 0.1}
     assert rates([35, 69, 70, 85, 99], **settings)[2:] == pytest.approx([0.1, 0.1, 0.1])

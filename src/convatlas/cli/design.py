@@ -55,7 +55,7 @@ def _read(words: list[str], cls: type[Any]) -> tuple[Any, Any]:
         arguments, others = short.parse_known_args(words)
         if others:
             raise UsageError(
-                f"--resume takes no other settings, got {' '.join(others)}: a search goes on with those in its config.yaml"
+                f"--resume takes no other settings, got {' '.join(others)}: a search goes on with its config.yaml"
             )
         arguments.score = arguments.out = None
         return cls.open(arguments.resume), arguments

@@ -290,7 +290,8 @@ def _picture(high: Path, low: Path | None, name: str, scale: int) -> Sample:
 def _photograph(name: str) -> Sample:
     from skimage import data
 
-    image = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    found: Any = getattr(data, "stereo_motorcycle" if name == "motorcycle" else name)()
+    image = found[0] if name == "motorcycle" else found
     return Sample((image[..., None] if image.ndim == 2 else image[..., :3],))
 
 
@@ -334,10 +335,7 @@ def _arrays(path: Path) -> Pairs:
     if not high or len(high) != len(low):
         raise DataError(f"{path} must hold as many arrays hr as lr, got {len(high)} and {len(low)}")
     return Pairs(
-        tuple(
-            Entry(f"{path.name}/{row:05d}", partial(_array, *pair, path))
-            for row, pair in enumerate(zip(*columns, strict=True))
-        )
+        tuple(Entry(f"{path.name}/{row:05d}", partial(_array, high[row], low[row], path)) for row in range(len(high)))
     )
 
 

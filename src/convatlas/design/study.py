@@ -160,10 +160,10 @@ class DesignStudy(ABC):
         if not path.is_file():  # stopped before there was anything to keep
             return self.start()
         try:
-            state: State = json.loads(path.read_text(encoding="utf-8"))
+            kept: State = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        return state
+        return kept
 
 
 def _interruption(number: int, hint: str) -> Interrupted:

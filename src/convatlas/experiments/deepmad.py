@@ -55,7 +55,7 @@ PUBLISHED_CANDIDATES = 60_000
 PUBLISHED_STARTS = 4
 #: Time of one candidate in ms; 500,000 of them then take 8 minutes.
 CANDIDATE_TIME = 1.0
-#: Accuracy of the designed network in %, below which the networks have not learned enough to be compared (chance is 10).
+#: Accuracy of the designed network in %, below which the networks have not learned enough to compare (chance is 10).
 LEARNED = 80.0
 
 SEEDS = (0, 1, 2)
@@ -270,9 +270,7 @@ def _search_section(
         values = [used[name][0] for name in ("flops", "params", "rho", "layers")]
         rows.append([f"{rho:g}", found.scores[0], found.scores[-1], *values])
     columns = ["rho_0", "objective at first", "at last", "FLOPs", "parameters", "rho", "layers"]
-    caption = (
-        f"Budgets: {FLOPS:,.0f} FLOPs at {IMAGE_SIZE} pixels and {PARAMS:,.0f} parameters, without the classifier."
-    )
+    caption = f"Budgets: {FLOPS:,.0f} FLOPs at {IMAGE_SIZE} pixels, {PARAMS:,.0f} parameters, without the classifier."
     ratio = statistics.median(building)
     parts: list[Part] = [
         Lines(f"Search under the budgets of DeepMAD-{PUBLISHED.upper()}", "candidates", "objective", curves),
@@ -327,13 +325,13 @@ def _training_sections(trained: dict[str, list[Trained]], designed: dict[float, 
         ),
     ]
     caption = (
-        f"Networks of at most {PARAMS:,.0f} parameters before the classifier, after the last of {TRAINING.epochs} epochs "
-        f"on {TRAIN_FRACTION:.0%} of scikit-learn's 1797 digits at {IMAGE_SIZE} x {IMAGE_SIZE} pixels."
+        f"Networks of at most {PARAMS:,.0f} parameters before the classifier, after the last of {TRAINING.epochs} "
+        f"epochs on {TRAIN_FRACTION:.0%} of scikit-learn's 1797 digits at {IMAGE_SIZE} x {IMAGE_SIZE} pixels."
     )
     note = Note(
         f"AdamW, learning rate {TRAINING.lr:g}, {TRAINING.warmup_epochs:g} epochs of warm-up, cosine decay, batches of "
-        f"{TRAINING.batch_size}, no augmentation. Tiny networks trained for a few hundred steps favour shallow ones; the "
-        "paper's are trained for 480 epochs. What is published are accuracies on ImageNet-1K."
+        f"{TRAINING.batch_size}, no augmentation. The paper's networks are trained for 480 epochs. "
+        "What is published are accuracies on ImageNet-1K."
     )
     yield Section("Accuracy", [*claims, *accuracy_parts(trained, SEEDS, caption=caption), note])
     deep = judged(
@@ -346,8 +344,7 @@ def _training_sections(trained: dict[str, list[Trained]], designed: dict[float, 
         f"rho_0 = {rho:g}": (effectiveness(found.structure), statistics.mean(result.accuracy for result in results))
         for (rho, found), results in zip(designed.items(), sweep, strict=True)
     }
-    for name, structure in (("by hand", BY_HAND),):
-        points[name] = (effectiveness(structure), statistics.mean(result.accuracy for result in hand))
+    points["by hand"] = (effectiveness(BY_HAND), statistics.mean(result.accuracy for result in hand))
     yield Section(
         "Effectiveness", [deep, Scatter("Accuracy and effectiveness", "rho, depth over width", "accuracy [%]", points)]
     )

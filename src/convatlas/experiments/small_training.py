@@ -42,6 +42,7 @@ __all__ = [
     "device",
     "finished",
     "full_parts",
+    "one_thread",
     "progress",
     "published_accuracy",
     "published_top1",
@@ -105,7 +106,7 @@ def compare(
         change: makes what the networks see of all images (N, 1, 32, 32), from 0 to 1, and a seed; nothing by default.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
-    with _one_thread():
+    with one_thread():
         for seed in seeds:
             data = samples(seed) if samples else _digits(train_fraction, seed, change)
             for name, build in networks.items():
@@ -116,7 +117,8 @@ def compare(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that numbers do not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -10,6 +10,7 @@ The search that finds such structures, and its scores, are in `convatlas.design.
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def check_structure(structure: Sequence[Block]) -> None:
     """
     if not structure or structure[0].kind != CONV:
         raise ValueError(f"a structure must begin with {CONV}, got {structure[0].kind if structure else 'no block'}")
-    for index, (before, block) in enumerate(zip(structure, structure[1:], strict=False), 1):
+    for index, (before, block) in enumerate(itertools.pairwise(structure), 1):
         if block.in_channels != before.out_channels:
             raise ValueError(
                 f"in_channels of block {index} must be out_channels of the block before, {before.out_channels}, "
@@ -461,7 +462,7 @@ class CnnNet(Backbone):
         self.config = self.config.override(num_classes=num_classes)
         self.fc: nn.Module = nn.Identity()
         if num_classes > 0:
-            weight = self.get_submodule("blocks.0").conv.weight
+            weight = next(self.blocks.parameters())
             channels = self.feature_info[-1].channels
             self.fc = nn.Linear(channels, num_classes, device=weight.device, dtype=weight.dtype)
             nn.init.normal_(self.fc.weight, std=self.fc.weight.shape[0] ** -0.5)

@@ -88,9 +88,9 @@ def _from_tensorflow(state: dict[str, Tensor], model: nn.Module) -> dict[str, Te
     biases = [tensor for tensor in state.values() if tensor.dim() == 1]
     if len(kernels) != 3 or len(biases) != 3 or len(state) != 6:
         raise ValueError("these are not three kernels and three biases")
-    converted = {}
+    converted: dict[str, Tensor] = {}
     for index, name in enumerate(("feature_maps.0", "feature_maps.2", "sub_pixel.conv")):
-        own = model.get_submodule(name).weight
+        own = model.get_parameter(f"{name}.weight")
         shape = (*own.shape[2:], own.shape[1], own.shape[0])
         (kernel,) = (tensor for tensor in kernels if tuple(tensor.shape) == shape)
         (bias,) = (tensor for tensor in biases if len(tensor) == own.shape[0])
@@ -166,7 +166,8 @@ class ESPCN(Upscaler):
 def _init(conv: nn.Module, config: ESPCNConfig, *, last: bool = False) -> None:
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     kernels = conv.kernel_size[0] * conv.kernel_size[1]
     small = conv.in_channels == 32 if config.init == "reference" else last and config.init == "small_last"
     draw: Callable[[Tensor], object] = partial(nn.init.normal_, std=math.sqrt(2 / (conv.out_channels * kernels)))

@@ -44,6 +44,7 @@ class ResNetConfig(BackboneConfig):
         stem_width: channels of the stem.
         small_stem: a 3x3 stem that keeps the resolution, for images of about 32 pixels, instead of 7x7 with stride 2
             and max-pooling.
+        stem_pool: whether a max-pooling follows the stem; by default behind the large one only.
         eca_kernel_sizes: kernel size of ECA for each stage, as numbers or as digits ("3557"); None for no attention.
     """
 
@@ -52,6 +53,7 @@ class ResNetConfig(BackboneConfig):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
     small_stem: bool = False
+    stem_pool: bool | None = None
     eca_kernel_sizes: tuple[int, ...] | str | None = None
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(interpolation="bilinear"))
 
@@ -188,8 +190,9 @@ class ResNet(Backbone):
         self.conv1 = conv(config.in_channels, config.stem_width, *((3, 1) if config.small_stem else (7, 2)))
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if config.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
-        stride, channels = (1 if config.small_stem else 4), config.stem_width
+        pooled = not config.small_stem if config.stem_pool is None else config.stem_pool
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()
+        stride, channels = (1 if config.small_stem else 2) * (2 if pooled else 1), config.stem_width
         features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):

@@ -60,6 +60,8 @@ class Recognition(GradientTask):
         volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
         volumes: how the files of volumes and videos are read.
+        mean: of the normalisation, for each channel; that of the published weights when left out.
+        std: of the normalisation, in the same way.
         augment: random changes of the training images.
         volume_augment: random changes of the training volumes.
         class_weights: whether the loss counts a class the more, the fewer samples it has: N / (K N_c) for N_c of
@@ -87,6 +89,8 @@ class Recognition(GradientTask):
     image_size: int | None = None
     volume_size: tuple[int, int, int] | None = None
     channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     volumes: VolumeReading = field(default_factory=VolumeReading)
     augment: Augment = field(default_factory=Augment)
     volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
@@ -238,10 +242,9 @@ class Recognition(GradientTask):
         if isinstance(published, VolumePreprocess):
             videos = all(name.lower().endswith(tuple(CLIP_SUFFIXES)) for name in train.names)
             chosen: dict[str, Any] = {"depth": "sample" if videos else "resize"}
+            chosen |= self._normalisation(train, published.mean)
             if self.volume_size is not None:
                 chosen["size"] = self.volume_size
-            if train.channels not in (1, len(published.mean)):
-                chosen |= {"mean": (0.5,), "std": (0.25,)}
             return dataclasses.replace(published, **chosen)
         size = self.image_size
         if size is None:
@@ -249,10 +252,17 @@ class Recognition(GradientTask):
             sides = [min(shape) for row in rows if (shape := _shape(train, int(row)))]
             size = int(np.clip(np.median(sides or [0]), 32, max(published.shape)))
         crop = published.crop if size == max(published.shape) else 1.0
-        changes: dict[str, Any] = {"size": size, "crop": crop}
-        if train.channels not in (1, len(published.mean)):
-            changes |= {"mean": (0.5,), "std": (0.25,)}
-        return dataclasses.replace(published, **changes)
+        normalisation = self._normalisation(train, published.mean)
+        return dataclasses.replace(published, size=size, crop=crop, **normalisation)
+
+    def _normalisation(self, train: ImageSet, published: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+        """What differs from the published normalisation."""
+        fits = train.channels in (1, len(published))
+        values = {} if fits else {"mean": (0.5,), "std": (0.25,)}
+        asked = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+        if train.channels > 1 and any(len(value) not in (1, train.channels) for value in asked.values()):
+            raise ValueError(f"mean and std need one value, or one for each of {train.channels} channels, got {asked}")
+        return {**values, **asked}
 
     def _build(self, channels: int) -> Backbone:
         return cast(Backbone, model_config(self.model, **self._fixed_options(channels)).build())
@@ -448,7 +458,7 @@ class Recognition(GradientTask):
     def restore(self, described: Mapping[str, Any]) -> None:
         """Put back what `described` gave and build the network."""
         self.classes = tuple(described["classes"])
-        kind = VolumePreprocess if self.takes_volumes else Preprocess
+        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
         self.preprocess = from_mapping(kind, described["preprocess"])
         self.data_digest = str(described["data_digest"])
         self.network = self._build(int(described["channels"]))

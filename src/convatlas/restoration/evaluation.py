@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from convatlas.cost import cost
 from convatlas.data.image_pairs import Sample
 from convatlas.files import write_text
 from convatlas.networks.base import Upscaler
@@ -23,7 +24,15 @@ from convatlas.report import printable
 from convatlas.restoration.protocol import Protocol, Quality, as_pixels, as_tensor
 from convatlas.restoration.upscaling import in_tiles, upscale_image, upscale_video
 
-__all__ = ["ClipQuality", "Measured", "mean_quality", "measure_clip", "measure_image", "write_qualities"]
+__all__ = [
+    "ClipQuality",
+    "Measured",
+    "macs_per_pixel",
+    "mean_quality",
+    "measure_clip",
+    "measure_image",
+    "write_qualities",
+]
 
 Array = npt.NDArray[Any]
 
@@ -141,7 +150,8 @@ def measure_clip(
 
     reading = _Stopwatch(shrunk())
     enlarging = _Stopwatch(upscale_video(model, reading, luma=protocol.luma, convention=protocol.convention))
-    network, bicubic = [], []
+    network: list[Any] = []
+    bicubic: list[Any] = []
     shown: tuple[Array, Array, Array] | None = None
     for enlarged in enlarging:
         truth, low = waiting.popleft()
@@ -161,6 +171,14 @@ def mean_quality(qualities: Iterable[Quality]) -> Quality:
     psnrs, ssims = zip(*qualities, strict=True)
     known = [value for value in ssims if not math.isnan(value)]
     return Quality(sum(psnrs) / len(psnrs), sum(known) / len(known) if known else math.nan)
+
+
+def macs_per_pixel(model: Upscaler) -> float:
+    """Multiply-adds of the convolutions of a network for one pixel of the enlarged image."""
+    weight = next(model.parameters())
+    side = 8
+    x = torch.zeros(1, model.frames * model.in_channels, side, side, device=weight.device, dtype=weight.dtype)
+    return cost(model, x).operations["convolution"] / (side * model.scale) ** 2
 
 
 def write_qualities(path: str | Path, measured: Sequence[Measured]) -> None:

@@ -77,7 +77,7 @@ class Protocol:
 
     def describe(self, scale: int) -> str:
         """The protocol in one sentence."""
-        blur = f"by Gaussian blur of {self.blur_sigma:g} pixels and taking every {scale}th pixel"
+        blur = f"by Gaussian blur of {self.blur_sigma:g} pixels and taking one pixel of {scale}"
         names = {"matlab": "MATLAB", "pillow": "Pillow"}
         small = f"by bicubic interpolation as in {names[self.downscale]}" if self.downscale in names else blur
         form = {"matlab": "MATLAB's form", "studio256": "the form in 1/256"}[self.luma]
@@ -144,7 +144,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def as_tensor(pixels: Array) -> Tensor:
     """An image (..., H, W, C) as floating point (..., C, H, W) in [0, 1]."""
-    tensor = torch.from_numpy(np.require(np.moveaxis(pixels, -1, -3), requirements="CW"))
+    tensor = torch.from_numpy(np.require(np.moveaxis(pixels, -1, -3), requirements=["C", "W"]))
     if pixels.dtype == np.uint8:
         return tensor.float() / 255
     return tensor.float() / 65535 if pixels.dtype == np.uint16 else tensor
@@ -155,7 +155,7 @@ def as_pixels(x: Tensor, dtype: npt.DTypeLike) -> Array:
     x = x.clamp(0, 1).movedim(-3, -1)
     if np.dtype(dtype).kind == "f":
         return x.cpu().numpy().astype(dtype)
-    return (x * np.iinfo(dtype).max).round().cpu().numpy().astype(dtype)  # type: ignore[type-var]
+    return (x * np.iinfo(dtype).max).round().cpu().numpy().astype(dtype)
 
 
 def _studio256(x: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _studio256(x: Tensor) -> Tensor:
 
 def _resized(pixels: Array, size: tuple[int, int], convention: Convention) -> Array:
     if pixels.dtype == np.uint8:
-        tensor = torch.from_numpy(np.require(np.moveaxis(pixels, -1, 0), requirements="CW"))
+        tensor = torch.from_numpy(np.require(np.moveaxis(pixels, -1, 0), requirements=["C", "W"]))
         return np.moveaxis(resize(tensor, size, convention=convention).numpy(), 0, -1)
     return as_pixels(resize(as_tensor(pixels), size, convention=convention), pixels.dtype)
 

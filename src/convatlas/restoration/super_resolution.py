@@ -342,7 +342,8 @@ def _divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str)
     if len(groups) < parts:
         raise DataError(f"{data} holds {len(groups)} images, but training needs at least {parts}")
     held_out = {name: max(1, round(share * len(groups))) for name, share in fractions.items() if name != "train"}
-    chosen, end = {}, len(groups)
+    chosen: dict[str, Any] = {}
+    end = len(groups)
     for name, count in held_out.items():
         start = max(end - count, parts - 1 - len(chosen))
         chosen[name], end = groups[start:end], start

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
@@ -40,6 +41,7 @@ __all__ = [
     "check_all_used",
     "end_with_parent",
     "every_process",
+    "fix_buckets",
     "fully_sharded",
     "reshard",
     "together",
@@ -201,6 +203,17 @@ def check_all_used(network: nn.Module) -> None:
     unused = [name for name, value in network.named_parameters() if value.requires_grad and value.grad is None]
     if unused:
         raise Unsupported(_UNUSED.format(", ".join(unused[:3]) + (" and others" if len(unused) > 3 else "")))
+
+
+def fix_buckets(network: nn.Module) -> None:
+    """Let DistributedDataParallel on CPUs sum the gradients in the same order in every step.
+
+    Otherwise it groups them anew after its first step, and a run that goes on rounds in one step as it would not have
+    done had it not been stopped. On GPUs, which do not round alike in any case, the grouping serves speed.
+    """
+    if isinstance(network, DistributedDataParallel) and network.device_type == "cpu":
+        network.reducer._push_all_rebuilt_params()
+        network.reducer._rebuild_buckets()
 
 
 # -- fully sharded data parallelism ------------------------------------------------------------------------------------

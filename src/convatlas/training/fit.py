@@ -32,6 +32,7 @@ from convatlas.training.devices import (
     ShardedAveraging,
     broadcast_buffers,
     check_all_used,
+    fix_buckets,
     fully_sharded,
     reshard,
     together,
@@ -217,6 +218,8 @@ class _Module(L.LightningModule):
         return total
 
     def on_train_start(self) -> None:
+        if self.trainer.strategy.model is not None:
+            fix_buckets(self.trainer.strategy.model)
         if self.position[1]:  # the run goes on within an epoch, whose start is not told again
             self.on_train_epoch_start()
 
@@ -291,6 +294,7 @@ class _Module(L.LightningModule):
             self.training_settings.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            drop_last=self.training_settings.drop_last,
             repeats=self.training_settings.repeated_augmentation,
         )
 

@@ -102,8 +102,8 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[Tensor]] = {}
     undecayed: tuple[str, ...] = getattr(model, "undecayed", ())
     for name, parameter in model.named_parameters():
-        start = max((start for start in factors if name.startswith(start)), key=len, default=None)
-        scale = scales.get(id(parameter), 1.0) * (1.0 if start is None else factors[start])
+        longest = max((start for start in factors if name.startswith(start)), key=len, default=None)
+        scale = scales.get(id(parameter), 1.0) * (1.0 if longest is None else factors[longest])
         if parameter.requires_grad and scale > 0:
             decays = parameter.dim() > 1 and name.rpartition(".")[2] not in undecayed
             decay = weight_decay if decays or decay_all else 0.0

@@ -48,6 +48,7 @@ class Training:
         layer_decay: each layer below the head gets the learning rate of the one above times this; 1 turns it off.
         lr_factors: by the beginning of a parameter's name, a factor of its learning rate: ``{"sub_pixel": 0.1}``.
         accumulate: batches whose gradients are averaged into one step, for a larger batch than the memory holds.
+        drop_last: whether an epoch leaves out the samples that do not fill a batch, other ones each time.
         repeated_augmentation: how often each image of an epoch comes in it, augmented anew each time (Hoffer et al.,
             CVPR 2020, arXiv 1901.09335); the epoch keeps its length, so it holds so many times fewer images.
         clip: largest gradient norm; gradients stay as they are when left out.
@@ -90,6 +91,7 @@ class Training:
     layer_decay: float = 1.0
     lr_factors: dict[str, float] = field(default_factory=dict)
     accumulate: int = 1
+    drop_last: bool = False
     repeated_augmentation: int = 1
     clip: float | None = None
     ema: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -258,6 +259,7 @@ class GradientTask(Task):
         from convatlas.training.fit import fit
 
         end_with_parent()
+        logging.getLogger("convatlas").setLevel(logging.ERROR)  # the first process tells what all of them see
         try:
             self._make_ready(training, method)
             fit(self, run, training, method)

@@ -267,6 +267,7 @@ def test_changed_weights_are_noticed():
             r"call model\.eval\(\)",
         ),
         (lambda: F.relu, ValueError, r"model must be a torch\.nn\.Module, got function"),
+        (lambda: torch.compile(classifier()), Unsupported, r"give the module inside, model\._orig_mod"),
         (lambda: nn.DataParallel(classifier()).eval(), Unsupported, r"give the model inside, model\.module"),
     ],
 )

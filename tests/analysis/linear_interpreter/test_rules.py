@@ -210,6 +210,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "GroupNorm": (lambda: nn.GroupNorm(2, 4), maps),
     "LayerNorm": (lambda: nn.LayerNorm(8), tokens),
     "LayerNorm of maps": (lambda: nn.LayerNorm((6, 6), elementwise_affine=False), maps),
+    "RMSNorm in one operation": (
+        lambda: Uses(lambda t: torch.ops.aten._fused_rms_norm(t, [8], t.new_ones(8) * 1.5, 1e-6)[0]),
+        tokens,
+    ),
     "RMSNorm": (lambda: nn.RMSNorm(8), tokens),
     "LocalResponseNorm": (lambda: nn.LocalResponseNorm(2), maps),
     "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), maps),
@@ -269,6 +273,15 @@ def test_rule(name: str, mode: str):
         leaf = x0.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(model(leaf.clone()), leaf, c[0])
         torch.testing.assert_close(transposed[0], gradient)
+
+
+def test_gates_of_an_lstm_are_seen_in_single_precision():
+    # Where torch would run the layer as one operation.
+    model = Uses(lambda t, part: part(t)[0], nn.LSTM(8, 3)).eval()
+    li = LinearInterpreter(model)(tokens().float())
+    assert li.error < 1e-6
+    torch.testing.assert_close(li.output, model(li.x0))
+    assert torch.backends.mkldnn.enabled
 
 
 def test_secants_of_the_paper():

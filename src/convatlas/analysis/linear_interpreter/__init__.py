@@ -16,9 +16,9 @@ the paper, and stores nothing; `study` makes a report of it.
 """
 
 from convatlas.analysis.linear_interpreter.interpreter import Interpretation, LinearInterpreter, Singular
+from convatlas.analysis.linear_interpreter.pictures import study
 from convatlas.analysis.linear_interpreter.replay import LinearScope
 from convatlas.analysis.linear_interpreter.rules import Call, Frozen, register_rule
-from convatlas.analysis.linear_interpreter.study import study
 
 __all__ = [
     "Call",

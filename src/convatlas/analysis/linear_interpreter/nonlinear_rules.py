@@ -213,8 +213,8 @@ NONLINEAR_RULES |= {
 
 
 def _normalised(
-    call: Call, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, dims: tuple[int, ...]
-) -> Frozen:
+    call: Call, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, dims: tuple[int, ...]
+) -> Any:
     """(h - mean) * rstd * weight + bias, where ``dims`` are the axes of the statistics; all tensors broadcast."""
     if call.moving != [0]:
         return NotImplemented
@@ -223,12 +223,16 @@ def _normalised(
         return z * rstd if weight is None else z * rstd * weight
 
     if call.mode == "tangent" and dims:
-        normal = (call.leaves[0] - mean) * rstd
+        (h,) = call.values
+        normal = (h if mean is None else h - mean) * rstd
 
         def tangent(z: Tensor) -> Tensor:
-            return scaled(z - z.mean(dims, keepdim=True) - normal * (normal * z).mean(dims, keepdim=True))
+            centred = z if mean is None else z - z.mean(dims, keepdim=True)
+            return scaled(centred - normal * (normal * z).mean(dims, keepdim=True))
 
         return Frozen(tangent, "missing")
+    if mean is None:
+        return Frozen(scaled)
     # The product can be as large as h, so it is made when needed.
     return Frozen(scaled, lambda: -scaled(mean) if bias is None else bias - scaled(mean), decides=bool(dims))
 
@@ -240,7 +244,7 @@ def _parameters(call: Call) -> tuple[Any, Any]:
     return None if weight is None else weight.view(shape), None if bias is None else bias.view(shape)
 
 
-def _batch_norm(call: Call) -> Frozen:
+def _batch_norm(call: Call) -> Any:
     """With running statistics, or with those of h as in instance norm."""
     h, epsilon = call["input"], call.args[-1]
     names = [argument.name for argument in call.function._schema.arguments]
@@ -253,12 +257,17 @@ def _batch_norm(call: Call) -> Frozen:
     return _normalised(call, mean, (variance + epsilon).rsqrt(), *_parameters(call), dims)
 
 
-def _layer_norm(call: Call) -> Frozen:
+def _layer_norm(call: Call) -> Any:
     dims = tuple(range(-len(call["normalized_shape"]), 0))
     return _normalised(call, call.output[1], call.output[2], call["weight"], call["bias"], dims)
 
 
-def _group_norm(call: Call) -> Frozen:
+def _rms_norm(call: Call) -> Any:
+    dims = tuple(range(-len(call["normalized_shape"]), 0))
+    return _normalised(call, None, call.output[1], call["weight"], None, dims)
+
+
+def _group_norm(call: Call) -> Any:
     h, groups = call["input"], call["group"]
     samples, channels, each = h.shape[0], h.shape[1], h.shape[1] // groups
     weight, bias = _parameters(call)
@@ -285,6 +294,7 @@ NONLINEAR_RULES |= {
     "aten::_native_batch_norm_legit_no_training": _batch_norm,
     "aten::_batch_norm_no_update": _batch_norm,
     "aten::native_layer_norm": _layer_norm,
+    "aten::_fused_rms_norm": _rms_norm,
     "aten::native_group_norm": _group_norm,
 }
 

@@ -134,6 +134,8 @@ def check_model(model: nn.Module, mode: str) -> None:
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise Unsupported(f"{type(model).__name__} cannot be interpreted; give the model inside, model.module")
+    if type(model).__name__ == "OptimizedModule":  # of torch.compile, whose import would take long
+        raise Unsupported("a compiled model cannot be interpreted; give the module inside, model._orig_mod")
     if isinstance(model, torch.jit.ScriptModule):
         raise Unsupported("a scripted model cannot be interpreted; give the module that it was made from")
     training = next((name for name, module in model.named_modules() if module.training), None)

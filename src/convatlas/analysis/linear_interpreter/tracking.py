@@ -279,9 +279,7 @@ class Tracker(TorchDispatchMode, ABC, Generic[_Z]):
             plain = getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_"), None)
             plain = getattr(plain, func._overloadname, None)
             if plain is None or not name.endswith("_"):
-                raise NotImplementedError(
-                    f"LinearScope cannot follow what {name_of(func)} writes; use a form without it"
-                )
+                raise NotImplementedError(f"LinearScope cannot follow what {name_of(func)} writes")
             output = plain(*args, **kwargs)
             self._apply(plain, args, kwargs, inputs, output)
             result = self._known.get(output, result)

@@ -55,6 +55,8 @@ Structure = tuple[Block, ...]
 
 #: Candidates of one island between two exchanges of populations.
 _EXCHANGE = 5000
+#: Channels below which a convolution at the end is not narrowed.
+_NARROWEST = 64
 _BUDGETS = {"flops": "FLOPs F", "params": "parameters P", "rho": "effectiveness rho_0", "layers": "layers D"}
 
 
@@ -178,10 +180,7 @@ class ArchitectureSearch(DesignStudy):
             DataError: ``init`` cannot be read.
         """
         if self.init is None:
-            program = self.program()
-            return climb(
-                repair(self._authors_init(), program.image_size), program, self.chosen_space(), until_feasible=True
-            )
+            return self._fitted(self._authors_init())
         structure, kind = load_structure(self.init), self.chosen_space().kind
         other = [block.kind for block in structure if block.kind not in (CONV, kind)]
         if other:
@@ -191,6 +190,19 @@ class ArchitectureSearch(DesignStudy):
         if violation is not None:
             raise ValueError(f"init must be within the budgets: {violation}")
         return structure
+
+    def _fitted(self, structure: Structure) -> Structure:
+        """A structure near the given one that is within the budgets."""
+        program, space = self.program(), self.chosen_space()
+        while True:
+            try:
+                return climb(repair(structure, program.image_size), program, space, until_feasible=True)
+            except ValueError:
+                last = structure[-1]
+                if last.kind != CONV or last.out_channels <= _NARROWEST:
+                    raise
+                # The convolution at the end is no matter of the search, but with small budgets it would take them all.
+                structure = (*structure[:-1], last._replace(out_channels=last.out_channels // 2))
 
     # The search
 
@@ -309,8 +321,8 @@ class ArchitectureSearch(DesignStudy):
             members = [member[0] for member in islands[0]["members"]]
             search.append(
                 Note(
-                    f"{feasible:,} of {last[0]:,} candidates were within the budgets; the {len(members)} structures that "
-                    f"were kept score from {members[0]:.1f} to {members[-1]:.1f}."
+                    f"{feasible:,} of {last[0]:,} candidates were within the budgets; the {len(members)} structures "
+                    f"that were kept score from {members[0]:.1f} to {members[-1]:.1f}."
                 )
             )
         summary = (

@@ -1,8 +1,8 @@
 """Solving the program with an off-the-shelf solver: real numbers first, then the nearest whole ones.
 
 With channels, bottlenecks, depths and kernel sizes as real numbers the program is smooth, so that sequential quadratic
-programming solves it in a second. Rounding down leaves a little of every budget; a descent over small changes of one or
-two blocks uses it up. The paper leaves the solver open; the authors' own is the one in `convatlas.design.deepmad.evolution`.
+programming solves it in a second. Rounding down leaves a little of every budget; an ascent over small changes of one or
+two blocks uses it up. The paper leaves the solver open; the authors' own is in `convatlas.design.deepmad.evolution`.
 """
 
 from __future__ import annotations

@@ -199,8 +199,8 @@ def deepmad_score(
     stride = math.prod(block.stride for block in structure)
     if image_size < stride:
         raise ValueError(f"image_size must be at least the total stride, {stride}, got {image_size}")
-    options = {"alpha1": alpha1, "alpha2": alpha2, "reference_resolution": reference_resolution}
-    return entropy(stages(structure, image_size, **options), weights)
+    found = stages(structure, image_size, alpha1=alpha1, alpha2=alpha2, reference_resolution=reference_resolution)
+    return entropy(found, weights)
 
 
 def entropy(found: Sequence[Stage], weights: Sequence[float] = WEIGHTS) -> Score:

@@ -16,8 +16,8 @@ def conv_maker(
 ) -> Callable[[int, int, int, int], nn.Conv2d]:
     """Makes convolutions from input channels, output channels, kernel size and stride; they pad by half the kernel.
 
-    With a learned algebra they hold the bias that the authors never add, or none: a batch norm follows. With a fixed one
-    they have a bias.
+    With a learned algebra they hold the bias that the authors never add, or none: a batch norm follows. With a fixed
+    one they have a bias.
 
     Args:
         n: number of components.
@@ -26,7 +26,7 @@ def conv_maker(
         real_bias: whether torch's convolution has a bias.
 
     Raises:
-        ValueError: the algebra is ``real`` and n is not 1. What else is wrong is told when a layer is made.
+        ValueError: n is smaller than 1, or not 1 for the real algebra. What else is wrong is told when a layer is made.
     """
     _check(n, algebra)
 
@@ -57,5 +57,7 @@ def linear_maker(n: int, algebra: str) -> Callable[[int, int], nn.Linear]:
 
 
 def _check(n: int, algebra: str) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     if algebra == "real" and n != 1:
         raise ValueError(f"n must be 1 for the real algebra, got {n}")

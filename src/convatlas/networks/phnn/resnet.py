@@ -77,6 +77,7 @@ class PHResNet(ResNet):
     }
 
     def __init__(self, config: PHResNetConfig) -> None:
+        conv = conv_maker(config.n, config.algebra, unused_bias=config.unused_bias, real_bias=False)
         skeleton = ResNetConfig(
             block=config.block,
             depths=config.depths,
@@ -84,9 +85,8 @@ class PHResNet(ResNet):
             stem_width=next(iter(config.widths), 0),
             small_stem=True,
             num_classes=config.num_classes,
-            in_channels=config.in_channels + -config.in_channels % max(config.n, 1),
+            in_channels=config.in_channels + -config.in_channels % config.n,
         )
-        conv = conv_maker(config.n, config.algebra, unused_bias=config.unused_bias, real_bias=False)
         super().__init__(skeleton, conv=conv)
         self.config = config
 

@@ -87,15 +87,15 @@ class PHSED(nn.Module):
         if not config.widths or len(config.widths) != len(config.pools):
             raise ValueError(f"widths and pools must be of the same length, got {config.widths} and {config.pools}")
         rows = config.frequencies
-        for pool, _ in config.pools:
-            rows //= pool
+        for height, _ in config.pools:
+            rows //= height
         if rows < 1:
             raise ValueError(f"pools must leave at least one of {config.frequencies} frequencies, got {config.pools}")
         conv = conv_maker(config.n, config.algebra, unused_bias=config.unused_bias, real_bias=True)
         blocks, channels = [], config.in_channels
-        for width, pool in zip(config.widths, config.pools, strict=True):
-            norm, dropout = nn.BatchNorm2d(width), nn.Dropout(config.dropout)
-            blocks.append(nn.Sequential(conv(channels, width, 3, 1), norm, nn.ReLU(), nn.MaxPool2d(pool), dropout))
+        for width, size in zip(config.widths, config.pools, strict=True):
+            norm, pool, dropout = nn.BatchNorm2d(width), nn.MaxPool2d(size), nn.Dropout(config.dropout)
+            blocks.append(nn.Sequential(conv(channels, width, 3, 1), norm, nn.ReLU(), pool, dropout))
             channels = width
         self.cnn = nn.Sequential(*blocks)
         self.rnn = nn.GRU(

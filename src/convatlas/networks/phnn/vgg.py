@@ -77,7 +77,7 @@ class PHVGG(Backbone):
         make = conv_maker(config.n, config.algebra, unused_bias=config.unused_bias, real_bias=True)
         layers: list[nn.Module] = []
         self._ends = []
-        channels = config.in_channels + -config.in_channels % max(config.n, 1)
+        channels = config.in_channels + -config.in_channels % config.n
         for stage in config.widths:
             for width in stage:
                 layers += [make(channels, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
@@ -86,6 +86,13 @@ class PHVGG(Backbone):
             self._ends.append(len(layers))
         self.features = nn.Sequential(*layers)
         self.feature_info = tuple(Feature(stage[-1], 2 ** (index + 1)) for index, stage in enumerate(config.widths))
+        linear = linear_maker(config.n, config.algebra)
+        first, second = config.head_widths
+        self.classifier = nn.Sequential(
+            *(nn.Dropout(config.dropout), linear(channels, first), nn.ReLU(inplace=True)),
+            *(nn.Dropout(config.dropout), linear(first, second), nn.ReLU(inplace=True)),
+            nn.Identity(),
+        )
         self.reset_classifier(config.num_classes)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -102,19 +109,12 @@ class PHVGG(Backbone):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` classes; its hidden layers are kept."""
-        config = self.config = self.config.override(num_classes=num_classes)
-        like = next(self.features.parameters())
-        head: nn.Module = nn.Identity()
+        self.config = self.config.override(num_classes=num_classes)
+        self.classifier[6] = nn.Identity()
         if num_classes > 0:
-            head = nn.Linear(config.head_widths[1], num_classes, device=like.device, dtype=like.dtype)
-        if hasattr(self, "classifier"):
-            self.classifier[6] = head
-            return
-        linear = linear_maker(config.n, config.algebra)
-        first, second = config.head_widths
-        hidden = [nn.Dropout(config.dropout), linear(self.feature_info[-1].channels, first), nn.ReLU(inplace=True)]
-        hidden += [nn.Dropout(config.dropout), linear(first, second), nn.ReLU(inplace=True)]
-        self.classifier = nn.Sequential(*hidden, head)
+            like = next(self.features.parameters())
+            width = self.config.head_widths[1]
+            self.classifier[6] = nn.Linear(width, num_classes, device=like.device, dtype=like.dtype)
 
 
 _LARGE_19 = ((24,) * 2, (72,) * 2, (216,) * 4, (648,) * 4, (648,) * 4)

@@ -2,8 +2,8 @@
 
 A conv-like layer has the constructor of `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, or of their transposed forms, with its
 own options keyword-only. Its class method ``from_conv(conv, **options)`` takes the place of an existing convolution or
-raises `Unsupported`, and ``to_conv()`` returns the plain convolution that computes the same in evaluation, or None where
-none does.
+raises `Unsupported`, and ``to_conv()`` returns the plain convolution that computes the same in evaluation, or None
+where none does.
 """
 
 from __future__ import annotations

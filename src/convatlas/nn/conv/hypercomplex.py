@@ -1,10 +1,11 @@
 """Hypercomplex layers: convolutions and linear layers on numbers with n components, with 1/n of the parameters.
 
 Grassucci, Zhang, Comminiello: "PHNNs: Lightweight Neural Networks via Parameterized Hypercomplex Convolutions", IEEE
-TNNLS 2022, arXiv 2110.04176. The weight is H = sum_i A_i (x) F_i (see `convatlas.ops.hypercomplex`): neighbouring
-channels are the components of a number, the matrices A say how numbers are multiplied and are learned, the filters F are
-n times smaller than H. The parameters are ``original0`` = A (n, n, n) and ``original1`` = F, kept as
-(out, in / n / groups, *kernel): its n parts lie one behind another, so that it has as many axes as any weight.
+TNNLS 2022, arXiv 2110.04176. The channels of a group are n blocks, which hold the first, second, ... components of its
+numbers. The weight is H = sum_i A_i (x) F_i (see `convatlas.ops.hypercomplex`): the matrices A say how numbers are
+multiplied and are learned, the filters F are n times smaller than H. The parameters are ``original0`` = A (n, n, n) and
+``original1`` = F, kept as (out, in / n / groups, *kernel): its n parts lie one behind another, so that it has as many
+axes as any weight.
 """
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ def _derive(
     else:
         fixed = hypercomplex_algebra(algebra) if isinstance(algebra, str) else algebra
         if fixed.shape != (n, n, n):
-            name = repr(algebra) if isinstance(algebra, str) else tuple(algebra.shape)
-            raise ValueError(f"algebra must have n = {n} components, got {name}")
+            given = repr(algebra) if isinstance(algebra, str) else tuple(algebra.shape)
+            raise ValueError(f"algebra must have n = {n} components, got {given}")
         fixed = fixed.to(filters.device, filters.dtype)
         derive(layer, FixedAlgebra(fixed, groups, transposed=transposed), filters)
     if layer.bias is not None:
@@ -177,16 +178,14 @@ def _reset(layer: nn.Module) -> None:
     kronecker: Any = layer.get_submodule("parametrizations.weight.0")
     *learned, filters = originals(layer)
     n = int(kronecker.n)
-    outputs, inputs, area = len(filters), filters.shape[1], math.prod(filters.shape[2:])
+    outputs, inputs, area = len(filters) // kronecker.groups, filters.shape[1], math.prod(filters.shape[2:])
+    # An element of H is a sum of n products or, with a fixed algebra, one element of F.
+    fans = (outputs // n + n) * inputs * area if learned else (outputs + n * inputs) * area
+    nn.init.uniform_(filters, -math.sqrt(6 / fans), math.sqrt(6 / fans))
     for algebra in learned:
         nn.init.uniform_(algebra, -math.sqrt(3) / n, math.sqrt(3) / n)
-    # An element of H is n products of A and F, or with a fixed algebra one element of F.
-    fans = outputs // n + n if learned else outputs // kronecker.groups / inputs + n
-    bound = math.sqrt(6 / (fans * inputs * area))
-    nn.init.uniform_(filters, -bound, bound)
     if isinstance(layer.bias, Tensor):
-        bound = 1 / math.sqrt(n * inputs)
-        nn.init.uniform_(layer.bias, -bound, bound)
+        nn.init.uniform_(layer.bias, -1 / math.sqrt(n * inputs), 1 / math.sqrt(n * inputs))
 
 
 class _PHConv(DerivedConv):
@@ -306,9 +305,10 @@ class _PHConvTranspose(DerivedConv):
     ) -> None:
         place = (stride, padding, output_padding, groups, bias, dilation, padding_mode, "meta", dtype)
         super().__init__(in_channels, out_channels, kernel_size, *place)  # type: ignore[call-arg]
-        sizes, kind = {"in_channels": in_channels, "out_channels": out_channels}, {"n": n, "algebra": algebra}
+        sizes = {"in_channels": in_channels, "out_channels": out_channels}
         layer: Any = self
-        _derive(layer, sizes, layer.kernel_size, groups, transposed=True, device=device, dtype=dtype, **kind)
+        kernel, factory = layer.kernel_size, {"device": device, "dtype": dtype}
+        _derive(layer, sizes, kernel, groups, n=n, algebra=algebra, transposed=True, **factory)  # type: ignore[arg-type]
 
     def reset_parameters(self) -> None:
         """Draw A, F and the bias anew."""
@@ -426,9 +426,9 @@ class PHLinear(nn.Linear):
         """
         if type(linear) is not nn.Linear:
             raise Unsupported(f"it must be a Linear, got {type(linear).__name__}")
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        options |= {"bias": linear.bias is not None, "device": linear.weight.device, "dtype": linear.weight.dtype}
         try:
-            layer = cls(linear.in_features, linear.out_features, linear.bias is not None, **like, **options)
+            layer = cls(linear.in_features, linear.out_features, **options)
         except ValueError as error:
             raise Unsupported(str(error)) from None
         copy_weights(layer, linear)

@@ -10,7 +10,7 @@ from torch import nn
 
 from analysis.linear_interpreter.nets import classifier, image, translator, upscaler
 from convatlas.analysis.linear_interpreter import LinearInterpreter, study
-from convatlas.analysis.linear_interpreter.study import signed_picture
+from convatlas.analysis.linear_interpreter.pictures import signed_picture
 from convatlas.report import Images, Note, Report, Table
 
 
