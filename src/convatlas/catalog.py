@@ -42,10 +42,16 @@ TASKS: dict[str, str] = {
 }
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
-METHODS: dict[str, str] = {"tract": "training.tract:TrAct"}
+METHODS: dict[str, str] = {
+    "token_schedule": "training.progressive_tokens:TokenSchedule",
+    "tract": "training.tract:TrAct",
+}
 
 #: Method of design on the command line -> "module:class" below the package.
-DESIGNS: dict[str, str] = {"deepmad": "design.deepmad:ArchitectureSearch"}
+DESIGNS: dict[str, str] = {
+    "as_vit": "design.as_vit:TrainingFreeSearch",
+    "deepmad": "design.deepmad:ArchitectureSearch",
+}
 
 
 @dataclass(frozen=True)

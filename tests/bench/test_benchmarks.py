@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convatlas import catalog
-from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio
+from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract
 from convatlas.networks.registry import create_model
 from convatlas.report import Report
 
@@ -42,6 +42,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         hypercomplex, "create_model", lambda name, n: create_model(name, depths=(1, 1), widths=(12, 12), n=n)
     )
+    small = {"depths": (1, 1), "widths": (4, 4), "stem_width": 4}
+    monkeypatch.setattr(tract, "create_model", lambda name, **options: create_model(name, **options, **small))
+    monkeypatch.setattr(tract, "BATCHES", (2,))
+    monkeypatch.setattr(tract, "PATCH_BATCH", 1)
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

@@ -20,7 +20,7 @@ from convatlas.files import write_text
 from convatlas.report import Report
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 
-__all__ = ["DesignStudy", "Progress"]
+__all__ = ["DesignStudy", "Progress", "ignore_signals"]
 
 #: Seconds between two savings of the state.
 _SAVE_EVERY = 1.0
@@ -164,6 +164,12 @@ class DesignStudy(ABC):
         except ValueError as error:
             raise DataError(f"{path} cannot be read: {error}") from None
         return kept
+
+
+def ignore_signals() -> None:
+    """Begin a process that helps a search: Ctrl-C reaches all of a terminal, and the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _interruption(number: int, hint: str) -> Interrupted:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -234,13 +234,19 @@ class _Stage(nn.Module):
 class _TokenEmbedding(PatchEmbed):
     """Patches of K x K pixels, every ``stride`` of them, as tokens; the image is padded to one token a stride."""
 
+    #: Kernel size, stride and dilation of the convolution.
+    window: tuple[int, int, int]
+
     def forward(self, x: Tensor) -> Tensor:
-        (kernel, _), (stride, _), (dilation, _) = self.proj.kernel_size, self.proj.stride, self.proj.dilation
+        kernel, stride, dilation = self.window
         extra = dilation * (kernel - 1) + 1 - stride  # negative where a coarse stride leaves pixels out
         before = extra // 2
         height, width = x.shape[2:]
         ends = [extra - before + -size % stride for size in (width, height)]
-        return super().forward(F.pad(x, (before, ends[0], before, ends[1])))
+        x = F.pad(x, (before, ends[0], before, ends[1]))
+        for part in self:
+            x = part(x)
+        return x
 
 
 class AsViT(Backbone):
@@ -257,7 +263,7 @@ class AsViT(Backbone):
     }
     classifier_modules: ClassVar[tuple[str, ...]] = ("head.2",)
     stem_modules: ClassVar[tuple[str, ...]] = ("patch_embed.proj",)
-    min_size: ClassVar[int | None] = 1
+    min_size = 1
 
     def __init__(self, config: AsViTConfig) -> None:
         super().__init__(config)
@@ -301,8 +307,9 @@ class AsViT(Backbone):
         """
         if min(stride, dilation) < 1:
             raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
-        self.patch_embed.proj.stride = (stride, stride)
-        self.patch_embed.proj.dilation = (dilation, dilation)
+        proj: Any = self.patch_embed.proj
+        proj.stride, proj.dilation = (stride, stride), (dilation, dilation)
+        self.patch_embed.window = (proj.kernel_size[0], stride, dilation)
         self.feature_info = tuple(Feature(channels, stride * 2**stage) for stage, channels in enumerate(self._dims))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -314,7 +321,8 @@ class AsViT(Backbone):
             x = x + tokens_to_map(table, grid)
         x = x.movedim(1, -1)
         features = []
-        for stage in self.stages:
+        stages: Any = self.stages
+        for stage in stages:
             x = self._run_stage(stage.blocks, x)
             features.append(x.movedim(-1, 1))
             if stage.downsample is not None:
@@ -332,7 +340,7 @@ class AsViT(Backbone):
         """Replace the classifier by a fresh one for ``num_classes`` classes; the head's hidden layer is kept."""
         self.config = self.config.override(num_classes=num_classes)
         weight, channels = self.norm.weight, self._dims[-1]
-        made = {"device": weight.device, "dtype": weight.dtype}
+        made: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         if num_classes == 0:
             self.head = nn.Identity()
             return
@@ -343,7 +351,7 @@ class AsViT(Backbone):
             init_linear(hidden)
             self.head = nn.Sequential(hidden, nn.Tanh(), classifier)
         else:
-            self.head[2] = classifier
+            self.head.register_module("2", classifier)
 
 
 VARIANTS: dict[str, AsViTConfig] = {

@@ -1,4 +1,4 @@
-"""Automatic scaling: grow a seed topology in depth and width, by ranks of the two scores (section 3.3)."""
+"""Automatic scaling: grow a seed topology step by step, in depth and width, by ranks of both scores (section 3.3)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +219,8 @@ def _curve(
         if not second:
             first = velocity(angles)
             return first, torch.zeros_like(first)
-        return jvp(velocity, (angles,), (torch.ones_like(angles),))
+        both: Any = jvp(velocity, (angles,), (torch.ones_like(angles),))
+        return both[0], both[1]
 
 
 @contextmanager

@@ -10,7 +10,6 @@ program in `program`, its two solvers in `evolution` and `relaxation`.
 
 import math
 import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from convatlas.design.deepmad.scores import (
     madnas_score,
     stages,
 )
-from convatlas.design.study import DesignStudy, Progress
+from convatlas.design.study import DesignStudy, Progress, ignore_signals
 from convatlas.errors import unknown
 from convatlas.files import write_text
 from convatlas.networks.deepmad import CONV, Block, load_structure, save_structure
@@ -273,7 +272,7 @@ class ArchitectureSearch(DesignStudy):
             yield
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, initializer=_ignore_signals) as self._pool:
+        with ProcessPoolExecutor(self.workers, context, initializer=ignore_signals) as self._pool:
             try:
                 yield
             finally:
@@ -399,12 +398,6 @@ def _evolved(job: tuple[dict[str, Any], int, Program, Mutation, bool]) -> dict[s
     population = Population.restored(state)
     population.evolve(candidates, program, mutation, minor=minor)
     return population.state()
-
-
-def _ignore_signals() -> None:
-    # Ctrl-C reaches every process of the terminal; the first one sees to it that the others end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _rows(structure: Structure) -> list[list[Any]]:
