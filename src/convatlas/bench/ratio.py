@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from convatlas.allocator import keep_large_blocks
 from convatlas.report import Cell, Claim, Heatmap, Note, Part, Report, Section, Table
-from convatlas.report.progress import progress
 from convatlas.training.measure import kept_bytes, peak_bytes, provenance
+from convatlas.training.progress import progress
 
 __all__ = ["Bar", "Call", "Case", "Place", "Row", "backward", "compare", "forward", "judge", "places", "report"]
 
@@ -191,7 +191,7 @@ def compare(cases: Sequence[Case], *, threads: Sequence[int] | None = None, quic
     keep_large_blocks()
     where = places(threads)
     rows: list[Row] = []
-    with progress(len(where) * len(cases)) as advance:
+    with progress("preparing", len(where) * len(cases)) as advance:
         for place in where:
             with _settings(place):
                 for case in cases:
