@@ -20,10 +20,11 @@ def test_it_shows_what_is_done(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     monkeypatch.delenv("CONVATLAS_PROGRESS", raising=False)
     with progress("working", 2) as advance:
         advance()
-        advance()
+        advance("resting")
     out, err = capfd.readouterr()
     assert out == ""
     assert "working" in err
+    assert "resting" in err
     assert "2/2" in err
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
     with progress("working", 2) as advance:

@@ -29,10 +29,10 @@ from convatlas.cost import Cost, ModuleCost, cost
 from convatlas.hooks import record
 from convatlas.networks.base import Backbone, PublishedFile
 from convatlas.report import Bars, Cell, Lines, Note, Part, Report, Section, Table
-from convatlas.report.progress import progress
 from convatlas.surgery import merge
 from convatlas.surgery.selection import undisturbed
 from convatlas.training.measure import count_parameters, kept_bytes, latency, peak_bytes, provenance
+from convatlas.training.progress import progress
 
 __all__ = ["SECTIONS", "Maker", "Subject", "inspect"]
 
@@ -127,7 +127,7 @@ def inspect(
     made: list[Section] = []
     makers = SECTIONS if sections is None else sections
     try:
-        with progress(len(makers)) as advance:
+        with progress("looking", len(makers)) as advance:
             for maker in makers:
                 section = maker(subject)
                 made += [] if section is None else [section]

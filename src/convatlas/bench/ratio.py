@@ -27,16 +27,16 @@ from torch.utils._pytree import tree_leaves
 
 from convatlas.allocator import keep_large_blocks
 from convatlas.report import Cell, Claim, Heatmap, Note, Part, Report, Section, Table
-from convatlas.report.progress import progress
 from convatlas.training.measure import kept_bytes, peak_bytes, provenance
+from convatlas.training.progress import progress
 
 __all__ = ["Bar", "Call", "Case", "Place", "Row", "backward", "compare", "forward", "judge", "places", "report"]
 
 Call = Callable[[], Any]
 
-#: Alternating pairs of a case, in a quick run and else.
-PAIRS = (15, 25)
-#: Where the noise is above this share, there are more pairs, until so many seconds are over.
+#: Alternating pairs of a case.
+PAIRS = 15
+#: Where the noise is above this share, there are more pairs, until so many seconds are over, in a quick run and else.
 QUIET = 0.02
 SECONDS = (3.0, 6.0)
 #: Least seconds of one measurement, in a quick run and else; short calls are repeated.
@@ -191,9 +191,9 @@ def compare(cases: Sequence[Case], *, threads: Sequence[int] | None = None, quic
     keep_large_blocks()
     where = places(threads)
     rows: list[Row] = []
-    with progress(len(where) * len(cases)) as advance:
+    with progress("preparing", len(where) * len(cases)) as advance:
         for place in where:
-            with _threads(place):
+            with _settings(place):
                 for case in cases:
                     rows += _measured(case, place, quick)
                     advance(f"{place}: {case.what}, {case.label}")
@@ -201,14 +201,17 @@ def compare(cases: Sequence[Case], *, threads: Sequence[int] | None = None, quic
 
 
 @contextmanager
-def _threads(place: Place) -> Iterator[None]:
-    before = torch.get_num_threads()
+def _settings(place: Place) -> Iterator[None]:
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     if place.device == "cpu":
         torch.set_num_threads(place.threads)
+    else:
+        torch.backends.cudnn.allow_tf32 = False  # results are compared as float32
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _measured(case: Case, place: Place, quick: bool) -> list[Row]:
@@ -300,7 +303,7 @@ def _in_turn(
         # Who comes first sees other caches than who comes next.
         for name in list(calls) if turn % 2 else reversed(calls):
             times[name].append(timer(calls[name], repeats[name]))
-        if turn + 1 >= PAIRS[not quick]:
+        if turn + 1 >= PAIRS:
             same = _ratios(times[first], times[""])
             quiet = all(_ratio(times[theirs], times[ours], same)[2] <= QUIET for ours, theirs in pairs)
             if quiet or time.perf_counter() - started > SECONDS[not quick]:
@@ -494,8 +497,9 @@ def _accuracy(rows: Sequence[Row]) -> str:
 def _method(quick: bool) -> str:
     return (
         "All sides run in turn in one process, on random numbers, with the same allocator, threads and layout: at "
-        f"least {PAIRS[not quick]} rounds after a warm-up, more where the noise is large. The ratio is the median of "
+        f"least {PAIRS} rounds after a warm-up, more where the noise is large. The ratio is the median of "
         "those of all rounds, the spread the distance of their quartiles over the median. The noise is how far the "
         "ratio may be off: ours against itself, and the uncertainty of a median. One thread is timed by processor "
-        "time, several by the clock, a GPU by its events with a cold cache."
+        "time, several by the clock, a GPU by its events with a cold cache and without TF32."
+        f"{' This was a quick run, with fewer sizes and rounds.' if quick else ''}"
     )

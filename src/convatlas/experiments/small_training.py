@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -24,9 +24,9 @@ from convatlas.networks.registry import create_model, published_files
 from convatlas.recognition.reports import quality
 from convatlas.recognition.task import Recognition
 from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
-from convatlas.report.progress import progress
 from convatlas.training.measure import count_parameters, provenance
 from convatlas.training.optim import learning_rate, make_optimizer
+from convatlas.training.progress import progress as bar
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
 from convatlas.training.task import seed_everything, split_settings
@@ -58,6 +58,11 @@ IMAGENET_CLASSES = 1000
 def device() -> torch.device:
     """Where the experiments run: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def progress(total: int) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar of an experiment; the function that it yields says what is under way and advances by one."""
+    return bar("preparing", total)
 
 
 # -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------

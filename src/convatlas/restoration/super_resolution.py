@@ -21,7 +21,14 @@ from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Upscaler, UpscalerConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.report import Report
-from convatlas.restoration.evaluation import ClipQuality, Measured, measure_clip, measure_image, write_qualities
+from convatlas.restoration.evaluation import (
+    ClipQuality,
+    Measured,
+    mean_quality,
+    measure_clip,
+    measure_image,
+    write_qualities,
+)
 from convatlas.restoration.metrics import MeanLumaPSNR, MeanSquaredError
 from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSet, learning_pair
 from convatlas.restoration.protocol import Protocol
@@ -220,6 +227,12 @@ class SuperResolution(GradientTask):
             first = skipped[0] if skipped else Skipped("the set", "it is empty")
             raise DataError(f"none of the images can be measured; first: {first.path}: {first.reason}")
         return measured, skipped
+
+    def quality(self) -> dict[str, float]:
+        """Mean PSNR and SSIM of the test images."""
+        measured, _ = self.measure(self._held_out(None))
+        psnr, ssim = mean_quality(each.network for each in measured)
+        return {"PSNR [dB]": psnr, "SSIM": ssim}
 
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the quality on the run's own test images, or on others, or on every frame of a clip.

@@ -19,6 +19,7 @@ from convatlas.report import Cell, Files, Images, Lines, Note, Part, Report, Sca
 from convatlas.restoration.evaluation import ClipQuality, Measured, macs_per_pixel, mean_quality, write_qualities
 from convatlas.restoration.protocol import PROTOCOLS
 from convatlas.restoration.super_resolution_files import Enlarged
+from convatlas.training.comparison import files_section, listed, pareto_front
 from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import count_parameters, latency, provenance
 from convatlas.training.run import Run
@@ -161,31 +162,33 @@ def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, R
     winner = max(quality, key=lambda name: quality[name].psnr)
     costs = _cost_table(tasks, runs)
     times = {str(row[0]): float(row[4] or 0) for row in costs.rows}
+    points = {name: (times[name], quality[name].psnr) for name in tasks}
     pareto = Scatter(
         "Quality against speed",
         "time of one frame [ms]",
         "PSNR [dB]",
-        {name: (times[name], quality[name].psnr) for name in tasks},
+        points,
         log_x=True,
-        caption=f"Up and to the left is better; bicubic interpolation has {bicubic.psnr:.2f} dB.",
+        caption="Up and to the left is better. Joined: those that no other beats. Bicubic interpolation has "
+        f"{bicubic.psnr:.2f} dB.",
+        front=pareto_front(points, "max"),
     )
     pictures = []
     for rows in list(zip(*measured.values(), strict=True))[:_MOST_PICTURES]:
         squares = [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]]
         pictures.append((_row(squares), f"{rows[0].name}: bicubic, {', '.join(tasks)}, truth"))
-    links = {f"report of {name}": str((run.folder / "report.html").relative_to(folder)) for name, run in runs.items()}
     sections = [
         Section("Side by side", [_means(measured, first), costs, pareto]),
         Section("Pictures", [Images("The square with most detail", pictures)]),
         Section("Training", _curves({name: run.read_metrics() for name, run in runs.items()})),
-        Section("Files", [Files("The runs", links)]),
+        files_section(runs, folder),
     ]
     summary = (
         f"{winner} is the best: {quality[winner].psnr:.2f} dB on {len(measured[winner])} test images, "
         f"{_signed(quality[winner].psnr - bicubic.psnr)} dB to bicubic interpolation. All were trained on the same "
         "images with the same budget."
     )
-    return Report(f"{' and '.join(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
+    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

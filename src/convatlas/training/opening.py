@@ -125,10 +125,11 @@ def _of_network(name: str, network: nn.Module, weights: str) -> Opened:
 
 def _of_task(task: Task, weights: str) -> Opened:
     network = getattr(task, "network", None)
-    if not isinstance(network, nn.Module):
-        raise Unsupported(f"a run of the task {task.name} holds no network")
+    example = getattr(task, "example_inputs", None)
+    if not isinstance(network, nn.Module) or not callable(example):
+        raise Unsupported(f"a run of the task {task.name} holds no network with an example input")
     preprocess = getattr(task, "preprocess", None)
-    inputs = tree_map_only(Tensor, Tensor.cpu, task.example_inputs())  # type: ignore[attr-defined]
+    inputs = tree_map_only(Tensor, Tensor.cpu, example())
     return Opened(
         name=str(getattr(task, "model", type(network).__name__)),
         network=network.cpu(),

@@ -10,10 +10,10 @@ __all__ = ["progress"]
 
 
 @contextmanager
-def progress(doing: str, total: int | None) -> Iterator[Callable[[], None]]:
+def progress(doing: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Show a bar while the block runs; the function that it yields moves it on by one.
 
-    ``CONVATLAS_PROGRESS=0`` in the environment turns all bars off.
+    That function may be told what is done from then on. ``CONVATLAS_PROGRESS=0`` in the environment turns all bars off.
 
     Args:
         doing: what is done.
@@ -27,4 +27,8 @@ def progress(doing: str, total: int | None) -> Iterator[Callable[[], None]]:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(doing, total=total or None)
-        yield lambda: bar.advance(task)
+
+        def advance(doing: str | None = None) -> None:
+            bar.update(task, advance=1, description=doing)
+
+        yield advance
