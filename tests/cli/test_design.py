@@ -75,7 +75,7 @@ def test_a_structure_file_is_scored(run: Run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("", 2, "name a method first: convatlas design deepmad"),
+        ("", 2, "name a method first: convatlas design as_vit|deepmad"),
         ("deepmat", 1, "unknown method 'deepmat': did you mean deepmad?"),
         ("deepmad", 1, "give a budget: flops, params or like"),
         ("deepmad --parms 5e6", 2, "unknown setting 'parms': did you mean params"),
