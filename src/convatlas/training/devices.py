@@ -292,8 +292,14 @@ def _model(strategy: ModelParallelStrategy) -> nn.Module:
 
 def _whole(tree: Any) -> Any:
     """Whole tensors on the CPU in place of shared ones; empty in all but the first process."""
-    gathered = tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tree)
-    return tree_map_only(Tensor, Tensor.cpu, gathered) if dist.get_rank() == 0 else {}
+    first = dist.get_rank() == 0
+
+    def gathered(tensor: Tensor) -> Tensor | None:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole.cpu() if first else None  # no device holds all of them at once
+
+    found = tree_map_only(Tensor, gathered, tree)
+    return found if first else {}
 
 
 def _share(value: Any, like: Any) -> Any:
