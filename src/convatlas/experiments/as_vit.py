@@ -244,8 +244,8 @@ def _score_section(
     columns = ["topology", "parameters", "condition", "length distortion", "mean accuracy [%]"]
     caption = (
         f"{TOPOLOGIES} random topologies of {HIDDEN} channels. Scores: means of {REPEATS} untrained networks. "
-        f"Accuracy: after {TRAINING.epochs} epochs on {TRAIN_FRACTION:.0%} of scikit-learn's 1797 digits at {IMAGE_SIZE} "
-        f"x {IMAGE_SIZE} pixels, mean of {len(SEEDS)} seeds."
+        f"Accuracy: after {TRAINING.epochs} epochs on {TRAIN_FRACTION:.0%} of scikit-learn's 1797 digits at "
+        f"{IMAGE_SIZE} x {IMAGE_SIZE} pixels, mean of {len(SEEDS)} seeds."
     )
     correlations: list[list[Cell]] = [[name, *values, statistics.mean(values)] for name, values in taus.items()]
     parts: list[Part] = [
