@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from convatlas.errors import DataError
+from convatlas.experiments.small_training import recipe_settings
 from convatlas.recognition.task import Recognition
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
-from convatlas.training.task import open_task
+from convatlas.training.task import open_task, split_settings
 
 TINY = {"widths": (4, 6), "depths": (1, 1), "convolutions": ("3d", "no_depth")}
 TRAINING = Training(epochs=2, batch_size=6, lr=3e-3, warmup_epochs=0)
@@ -82,6 +83,24 @@ def test_folds_share_out_the_training_samples(volumes: Path):
     assert all(part["test"] == parts[0]["test"] for part in parts)
     with pytest.raises(DataError, match="11 folds need as many training samples of each class"):
         task(volumes, folds=11, fold=1).prepare()
+
+
+@pytest.mark.slow
+def test_the_published_recipe_trains(volumes: Path, tmp_path: Path):
+    settings = recipe_settings("spatiospatial")
+    assert (settings["lr"], settings["folds"], settings["volumes"]["spacing"]) == (1e-5, 3, [2.0, 2.0, 2.0])
+    small = {
+        "data": str(volumes),
+        "options": TINY,
+        "weights": None,
+        "volume_size": [4, 16, 16],
+        "folds": 1,
+        "epochs": 1,
+    }
+    task, training = split_settings(Recognition, {**settings, **small})
+    report = task.fit(tmp_path / "run", training)
+    assert "held-out images rightly" in report.summary
+    assert Run.open(tmp_path / "run").best.is_file()
 
 
 @pytest.mark.parametrize(

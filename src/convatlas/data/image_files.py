@@ -17,7 +17,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convatlas.errors import DataError
 
-__all__ = ["IMAGES", "SUFFIXES", "FileKind", "Unreadable", "check_files", "decode", "find_files", "subfolders"]
+__all__ = [
+    "IMAGES",
+    "SUFFIXES",
+    "FileKind",
+    "Unreadable",
+    "check_files",
+    "decode",
+    "find_files",
+    "opened",
+    "subfolders",
+]
 
 SUFFIXES = frozenset(
     f".{end}" for end in ("bmp", "gif", "jfif", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp")
@@ -75,13 +85,14 @@ def decode(path: str | Path, channels: int, *, name: str | None = None) -> npt.N
     Raises:
         Unreadable: the file is missing, truncated, too large or no image.
     """
-    with _opened(str(path), str(path) if name is None else name) as image:
+    with opened(str(path), str(path) if name is None else name) as image:
         pixels = np.asarray(_as_8_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 @contextmanager
-def _opened(path: str, name: str) -> Iterator[Image.Image]:
+def opened(path: str, name: str) -> Iterator[Image.Image]:
+    """An image file while it is decoded by Pillow; whatever goes wrong is told as `Unreadable`, with ``name``."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image
@@ -115,7 +126,7 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
 def _is_grey(path: str, name: str, pixels: bool) -> bool | Unreadable:
     """Whether a file is stored as grey, or what is wrong with it."""
     try:
-        with _opened(path, name) as image:
+        with opened(path, name) as image:
             return (_as_8_bit(image) if pixels else image).mode in _GREY_MODES
     except Unreadable as error:
         return error

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -27,6 +26,7 @@ from convatlas.recognition.task import Recognition
 from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
 from convatlas.training.measure import count_parameters, provenance
 from convatlas.training.optim import learning_rate, make_optimizer
+from convatlas.training.progress import progress as bar
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
 from convatlas.training.task import seed_everything, split_settings
@@ -60,16 +60,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error; the function that it yields says what is under way and advances by one."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    hidden = os.environ.get("CONVATLAS_PROGRESS", "1") == "0"
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("preparing", total=total)
-        yield lambda doing: bar.update(task, advance=1, description=doing)
+def progress(total: int) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar of an experiment; the function that it yields says what is under way and advances by one."""
+    return bar("preparing", total)
 
 
 # -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------
@@ -100,6 +93,7 @@ def compare(
     train_fraction: float = 0.5,
     samples: Callable[[int], Samples] | None = None,
     advance: Callable[[str], None],
+    change: Callable[[Tensor, int], Tensor] | None = None,
 ) -> dict[str, list[Trained]]:
     """Train every network on the digits, or on other samples, with every seed; one result a seed.
 
@@ -108,17 +102,18 @@ def compare(
     do not depend on how many there are.
 
     Args:
-        networks: what to build, by name; images are (B, 1, 32, 32), classes 10.
+        networks: what to build, by name; classes are 10.
         training: epochs, batch size, optimizer and learning rates.
         seeds: of the repetitions.
         train_fraction: share of the 1797 digits that is trained on; the others are the test images.
         samples: makes other samples than the digits from a seed.
         advance: called after every epoch.
+        change: makes what the networks see of all images (N, 1, 32, 32), from 0 to 1, and a seed; nothing by default.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
     with one_thread():
         for seed in seeds:
-            data = samples(seed) if samples else _digits(train_fraction, seed)
+            data = samples(seed) if samples else _digits(train_fraction, seed, change)
             for name, build in networks.items():
                 seed_everything(seed)
                 settings = dataclasses.replace(training, seed=seed)
@@ -137,14 +132,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _digits(train_fraction: float, seed: int) -> Samples:
+def _digits(train_fraction: float, seed: int, change: Callable[[Tensor, int], Tensor] | None = None) -> Samples:
     parts = {"train": train_fraction, "test": 1 - train_fraction}
     sets = stratified_split(read_images("digits")["all"], parts, seed)
-    preprocess = Preprocess(size=32, mean=(0.5,), std=(0.25,), interpolation="bicubic", crop=1.0)
+    preprocess = Preprocess(size=32, mean=(0.0,), std=(1.0,), interpolation="bicubic", crop=1.0)
     tensors = []
-    for images in sets.values():
-        tensors.append(torch.stack([preprocess(images.image(index)) for index in range(len(images))]))
-        tensors.append(torch.from_numpy(images.labels))
+    for place, images in enumerate(sets.values()):
+        pictures = torch.stack([preprocess(images.image(index)) for index in range(len(images))])
+        if change is not None:
+            pictures = change(pictures, 2 * seed + place)
+        tensors += [(pictures - 0.5) / 0.25, torch.from_numpy(images.labels)]
     return Samples(*(tensor.to(device()) for tensor in tensors))
 
 

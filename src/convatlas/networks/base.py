@@ -1,4 +1,6 @@
-"""The protocol of every network: a frozen config, features from high to low resolution, a head that can be replaced."""
+"""The protocols of networks: a frozen config; backbones, with features from high to low resolution and a head that can
+be replaced; upscalers, which enlarge an image.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from convatlas.data.volume_transforms import VolumePreprocess
 from convatlas.errors import unknown
 from convatlas.weights import Layout
 
-__all__ = ["Backbone", "BackboneConfig", "Feature", "FeatureExtractor", "NetworkConfig", "PublishedFile"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Feature",
+    "FeatureExtractor",
+    "NetworkConfig",
+    "PublishedFile",
+    "Upscaler",
+    "UpscalerConfig",
+]
 
 
 class Feature(NamedTuple):
@@ -190,6 +201,84 @@ class Backbone(nn.Module, ABC):
             what = "voxels" if dims == 3 else "pixels"
             wanted, got = (" x ".join(map(str, sizes)) for sizes in (least, x.shape[2:]))
             raise ValueError(f"x must be at least {wanted} {what}, got {got}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalerConfig(NetworkConfig):
+    """Config of a network that enlarges an image.
+
+    Attributes:
+        scale: how many times as high and wide the image becomes.
+        in_channels: channels of the image: 1 for luma, 3 for RGB.
+
+    Raises:
+        ValueError: scale or in_channels is smaller than 1.
+    """
+
+    scale: int = 3
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "in_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+    @abstractmethod
+    def build(self) -> Upscaler: ...
+
+
+class Upscaler(nn.Module, ABC):
+    """A network that enlarges an image (B, C, H, W) with values in [0, 1] to (B, C, scale H, scale W).
+
+    What it does at a pixel must not depend on where the pixel lies, so that a large image can be enlarged in tiles.
+    """
+
+    #: How foreign checkpoint layouts map to this class (see `convatlas.weights`).
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+
+    def __init__(self, config: UpscalerConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+
+    @property
+    def scale(self) -> int:
+        """How many times as high and wide the image becomes."""
+        return int(self.config.scale)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the image."""
+        return int(self.config.in_channels)
+
+    @property
+    def frames(self) -> int:
+        """Consecutive frames that it takes, their channels one after the other; it enlarges the middle one."""
+        return 1
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many pixels of the input away something can still change the pixels that one pixel becomes."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The enlarged image (B, in_channels, scale H, scale W) of an image (B, frames * in_channels, H, W) in [0, 1].
+
+        Raises:
+            ValueError: x has a wrong number of dimensions or channels, or is not floating point.
+        """
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A random image of 64 x 64 pixels, for tracing and timing."""
+        return (torch.rand(batch, self.frames * self.in_channels, 64, 64),)
+
+    def _check_input(self, x: Tensor) -> None:
+        channels = self.frames * self.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must be (B, {channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point with values in [0, 1], got {x.dtype}")
 
 
 class FeatureExtractor(nn.Module):

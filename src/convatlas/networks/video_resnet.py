@@ -78,7 +78,7 @@ class ConvNoDepth(nn.Conv3d):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         slices = x.transpose(1, 2).reshape(-1, x.shape[1], *x.shape[3:])
-        y = F.conv2d(slices, self.weight.squeeze(2), None, self.stride[1:], 1)
+        y = F.conv2d(slices, self.weight.squeeze(2), self.bias, self.stride[1:], 1)
         return y.reshape(x.shape[0], x.shape[2], *y.shape[1:]).transpose(1, 2)
 
 

@@ -122,7 +122,8 @@ def _naive(
             slice(gap * at, gap * at + step * (count - 1) + 1, step)
             for gap, at, step, count in zip(dilation, tap, stride, out, strict=True)
         ]
-        y = y + x[(..., *window)] * weight[(slice(None), 0, *tap)].reshape(-1, *[1] * len(taps))
+        place: Any = (slice(None), 0, *tap)
+        y = y + x[(..., *window)] * weight[place].reshape(-1, *[1] * len(taps))
     return y if bias is None else y + bias.reshape(-1, *[1] * len(taps))
 
 

@@ -4,11 +4,10 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -23,16 +22,17 @@ from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
 from convatlas.data.volumes import CLIP_SUFFIXES, VolumeReading, volume_files
-from convatlas.errors import CheckpointError, DataError, Unsupported
+from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
-from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.recognition.predictions import Predictions, joined
 from convatlas.report import Report
+from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.settings import Training
 from convatlas.training.task import GradientTask
-from convatlas.weights import load_weights, read_checkpoint, save_weights
+from convatlas.weights import load_weights
 
 __all__ = ["Recognition"]
 
@@ -60,6 +60,8 @@ class Recognition(GradientTask):
         volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
         volumes: how the files of volumes and videos are read.
+        mean: of the normalisation, for each channel; that of the published weights when left out.
+        std: of the normalisation, in the same way.
         augment: random changes of the training images.
         volume_augment: random changes of the training volumes.
         class_weights: whether the loss counts a class the more, the fewer samples it has: N / (K N_c) for N_c of
@@ -77,7 +79,7 @@ class Recognition(GradientTask):
     """
 
     name: ClassVar[str] = "recognition"
-    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
+    smaller_is_better: ClassVar[tuple[str, ...]] = ("cross-entropy [nats]",)
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_accuracy", "max")
 
     data: str = "digits"
@@ -87,6 +89,8 @@ class Recognition(GradientTask):
     image_size: int | None = None
     volume_size: tuple[int, int, int] | None = None
     channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     volumes: VolumeReading = field(default_factory=VolumeReading)
     augment: Augment = field(default_factory=Augment)
     volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
@@ -154,6 +158,11 @@ class Recognition(GradientTask):
         if self.folds > 1 and self.fold == 0:
             from convatlas.recognition.cross_validation import cross_validate
 
+            if training is not None and (training.devices != 1 or training.nodes != 1):
+                raise ValueError(
+                    f"folds are trained one after the other on one device, got devices {training.devices} and nodes "
+                    f"{training.nodes}: train a single fold by fold"
+                )
             return cross_validate(self, run, training or Training(), resume=resume)
         return super().fit(run, training, resume=resume)
 
@@ -233,10 +242,9 @@ class Recognition(GradientTask):
         if isinstance(published, VolumePreprocess):
             videos = all(name.lower().endswith(tuple(CLIP_SUFFIXES)) for name in train.names)
             chosen: dict[str, Any] = {"depth": "sample" if videos else "resize"}
+            chosen |= self._normalisation(train, published.mean)
             if self.volume_size is not None:
                 chosen["size"] = self.volume_size
-            if train.channels not in (1, len(published.mean)):
-                chosen |= {"mean": (0.5,), "std": (0.25,)}
             return dataclasses.replace(published, **chosen)
         size = self.image_size
         if size is None:
@@ -244,10 +252,17 @@ class Recognition(GradientTask):
             sides = [min(shape) for row in rows if (shape := _shape(train, int(row)))]
             size = int(np.clip(np.median(sides or [0]), 32, max(published.shape)))
         crop = published.crop if size == max(published.shape) else 1.0
-        changes: dict[str, Any] = {"size": size, "crop": crop}
-        if train.channels not in (1, len(published.mean)):
-            changes |= {"mean": (0.5,), "std": (0.25,)}
-        return dataclasses.replace(published, **changes)
+        normalisation = self._normalisation(train, published.mean)
+        return dataclasses.replace(published, size=size, crop=crop, **normalisation)
+
+    def _normalisation(self, train: ImageSet, published: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+        """What differs from the published normalisation."""
+        fits = train.channels in (1, len(published))
+        values = {} if fits else {"mean": (0.5,), "std": (0.25,)}
+        asked = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+        if train.channels > 1 and any(len(value) not in (1, train.channels) for value in asked.values()):
+            raise ValueError(f"mean and std need one value, or one for each of {train.channels} channels, got {asked}")
+        return {**values, **asked}
 
     def _build(self, channels: int) -> Backbone:
         return cast(Backbone, model_config(self.model, **self._fixed_options(channels)).build())
@@ -351,6 +366,12 @@ class Recognition(GradientTask):
         kept = images.subset(np.concatenate(indices))
         return Predictions(kept, np.concatenate(rows), self.classes, tuple(dict.fromkeys(failed)))
 
+    def quality(self) -> dict[str, float]:
+        """Accuracy and its relatives on the test images."""
+        from convatlas.recognition.reports import quality
+
+        return quality(self.probabilities(self._held_out(None)))
+
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the quality on the run's own test images, or on other labelled ones.
 
@@ -425,47 +446,22 @@ class Recognition(GradientTask):
 
     # Files
 
-    def save(self, path: str | Path) -> Path:
-        """Write the weights with everything that is needed to use them, as safetensors."""
-        described = {
-            "task": self.name,
-            "settings": to_mapping(self),
+    def described(self) -> dict[str, Any]:
+        """Classes, channels and preprocessing of the network, and what tells the images of the training."""
+        return {
             "classes": list(self.classes),
             "channels": self.network.in_channels,
             "preprocess": to_mapping(self.preprocess),
             "data_digest": self.data_digest,
         }
-        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
 
-    @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """Read a trained task back from a run folder or from the file that `save` wrote.
-
-        Raises:
-            DataError: the folder is not a run, or has no finished epoch yet.
-            CheckpointError: the file was not written by this task.
-        """
-        path = Path(source)
-        if path.is_dir():
-            path = Run.open(path).best
-            if not path.is_file():
-                raise DataError(
-                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
-                )
-        try:
-            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
-            task = from_mapping(cls, described["settings"])
-            task.classes = tuple(described["classes"])
-            kind: Any = VolumePreprocess if task.takes_volumes else Preprocess
-            task.preprocess = from_mapping(kind, described["preprocess"])
-            task.data_digest = str(described["data_digest"])
-            channels = int(described["channels"])
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
-        task.network = task._build(channels)
-        load_weights(task.network, path)
-        task.network.eval()
-        return task
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build the network."""
+        self.classes = tuple(described["classes"])
+        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
+        self.preprocess = from_mapping(kind, described["preprocess"])
+        self.data_digest = str(described["data_digest"])
+        self.network = self._build(int(described["channels"]))
 
 
 def _shape(images: ImageSet, row: int) -> tuple[int, ...]:
