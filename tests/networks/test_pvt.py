@@ -419,6 +419,8 @@ def test_small_images_are_refused_by_what_the_reduction_needs():
     model = PVTv2(V2.override(depths=(1, 1), dims=(8, 8), num_heads=(1, 1), mlp_ratios=(1, 1), sr_ratios=(16, 4)))
     with pytest.raises(ValueError, match="x must be at least 64 x 64 pixels, got 63 x 80"):
         model(torch.randn(1, 3, 63, 80))
+    linear = PVTv2(model.config.override(linear=True)).eval()
+    assert linear(torch.randn(1, 3, 8, 9)).isfinite().all()
 
 
 def test_impossible_modules_and_inputs_are_refused():

@@ -447,6 +447,8 @@ class PVTv2(_Pyramid):
 
     def __init__(self, config: PVTv2Config) -> None:
         super().__init__(config, 4)
+        if config.linear:
+            self.min_size = self.feature_info[-1].stride
         stages = []
         before = config.in_channels
         for stage, channels in enumerate(config.dims):
