@@ -27,6 +27,10 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
     "eca_mobilenet_v2": {"width_mult": 0.1},
+    "wavemix_cifar": {"depth": 1, "dim": 8},
+    "wavemix_cifar_sgd": {"depth": 1, "dim": 8},
+    "wavemix_imagenet": {"depth": 1, "dim": 8},
+    "wavemix_imagenet_sgd": {"depth": 1, "dim": 8},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -36,6 +40,10 @@ RATES = {
     "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
     "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
+    "wavemix_cifar": {0: 1e-3, 999: 1e-3},
+    "wavemix_cifar_sgd": {0: 1e-3, 999: 1e-3},
+    "wavemix_imagenet": {0: 1e-3, 999: 1e-3},
+    "wavemix_imagenet_sgd": {0: 1e-3, 999: 1e-3},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -44,6 +52,10 @@ BATCHES = {
     "convnext_study": 4096,
     "eca_resnet": 256,
     "eca_mobilenet_v2": 96,
+    "wavemix_cifar": 512,
+    "wavemix_cifar_sgd": 512,
+    "wavemix_imagenet": 128,
+    "wavemix_imagenet_sgd": 128,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -53,6 +65,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnext_study": {"drop_path": 0.1, "kernel_size": 7},
     "eca_resnet": {"eca_kernel_sizes": (3, 5, 5, 7)},
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
+    "wavemix_cifar": {"dim": 320, "dropout": 0.5},
+    "wavemix_cifar_sgd": {"dim": 320, "dropout": 0.5},
+    "wavemix_imagenet": {"dim": 192, "level": 3},
+    "wavemix_imagenet_sgd": {"dim": 192, "level": 3},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -104,9 +120,11 @@ def test_published_augmentation(recipe: str) -> None:
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study")
     assert training.ema == (0.9999 if averaged else None)
-    decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5}
+    decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5, "wavemix_cifar": 0.01, "wavemix_imagenet": 0.01}
+    decay |= {"wavemix_cifar_sgd": 0.0, "wavemix_imagenet_sgd": 0.0}
     assert training.weight_decay == decay.get(recipe, 0.05)
-    assert training.optimizer == ("sgd" if recipe in decay else "adamw")
+    with_sgd = ("eca_resnet", "eca_mobilenet_v2", "wavemix_cifar_sgd", "wavemix_imagenet_sgd")
+    assert training.optimizer == ("sgd" if recipe in with_sgd else "adamw")
     assert training.momentum == 0.9
 
 
