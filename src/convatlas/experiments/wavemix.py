@@ -52,7 +52,7 @@ PSNR_GAIN = 0.0
 
 SEEDS = (0, 1, 2)
 TRAIN_FRACTION = 0.5
-TRAINING = Training(epochs=10, batch_size=32, lr=5e-3, warmup_epochs=1)
+TRAINING = Training(epochs=8, batch_size=32, lr=5e-3, warmup_epochs=1)
 #: Dropout is left out, because it slows so short a training.
 NETWORK = WaveMixConfig(depth=3, dim=32, level=2, patch_size=4, dropout=0.0, num_classes=10, in_channels=1)
 #: Hidden channels of the convolutional blocks that give them as many parameters.
@@ -60,7 +60,7 @@ CONV_WIDTH = 59
 MEMORY_BATCH = 32
 
 SR_NETWORK = WaveMixSRConfig(depth=1, dim=24, dropout=0.0)
-SR_STEPS = 1800
+SR_STEPS = 1500
 SR_BATCH = 8
 SR_LR = 2e-2
 SR_WARMUP = 20
