@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from convatlas.catalog import Card, cards, public_names
+from convatlas.catalog import Card, cards
 
 HERE = Path(__file__).parent
 
@@ -52,11 +52,9 @@ def _page(card: Card) -> str:
             "```",
             "",
         ]
-    lines += ["## Test its claim", "", "```bash", f"convatlas reproduce {card.slug}", "```", "", "## Reference", ""]
-    for module in card.modules:
-        if module.startswith("experiments."):
-            continue
-        for name in public_names(module):
-            if name not in ("VARIANTS", "PUBLISHED"):
-                lines += [f"::: convatlas.{module}.{name}", "    options:", "      heading_level: 3", ""]
+    lines += ["## Test its claim", "", "```bash", f"convatlas reproduce {card.slug}"]
+    lines += [*(f"convatlas bench {name}" for name in card.benchmarks), "```", "", "## Reference", ""]
+    for module, names in card.public().items():
+        for name in names:
+            lines += [f"::: {module}.{name}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)

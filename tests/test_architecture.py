@@ -26,10 +26,10 @@ ROOT = PACKAGE.parents[1]
 #: Top-level modules and folders, from the bottom up. Those of one row stand beside each other and do not import each
 #: other; those of one set are one room.
 FLOORS: list[list[set[str]]] = [
-    [{"errors", "files"}],
+    [{"errors", "files", "allocator"}],
     [{"catalog"}, {"report"}, {"data"}, {"ops"}],
     [{"weights"}],
-    [{"nn", "surgery", "cost", "hooks"}],
+    [{"nn", "surgery", "cost", "hooks", "export"}],
     [{"networks"}],
     *([{room}] for room in ("training", "robustness", "analysis", "design", "ondevice")),
     [
@@ -39,7 +39,7 @@ FLOORS: list[list[set[str]]] = [
             *("audio", "series", "geometry", "physics", "graph"),
         )
     ],
-    [{"experiments"}],
+    [{"experiments"}, {"bench"}],
     [{"cli"}],
 ]
 LARGEST_FILE = 600
@@ -49,6 +49,8 @@ SHARED_NETWORKS = {"base", "registry", "resnet", "mobilenet", "vgg", "convnext",
 HEAVY = {"torch", "lightning", "torchmetrics", "matplotlib", "jinja2", "sklearn", "skimage", "huggingface_hub"}
 #: What experiments on one kind of data share.
 SHARED_EXPERIMENTS = {"small_training"}
+#: The measuring that every benchmark shares.
+SHARED_BENCHMARKS = {"ratio"}
 
 
 def modules() -> dict[str, Path]:
@@ -129,9 +131,10 @@ def test_systems_do_not_import_each_other():
             )
 
 
-@pytest.mark.parametrize("room", ["experiments", "networks"])
+@pytest.mark.parametrize("room", ["experiments", "bench", "networks"])
 def test_files_of_one_room_stand_alone(room: str):
-    allowed = {"networks": SHARED_NETWORKS, "experiments": SHARED_EXPERIMENTS}[room]
+    shared = {"networks": SHARED_NETWORKS, "experiments": SHARED_EXPERIMENTS, "bench": SHARED_BENCHMARKS}
+    allowed = shared[room]
     for name in MODULES:
         folder, _, own = name.partition(".")
         if folder != room or not own:
@@ -145,8 +148,8 @@ def test_files_of_one_room_stand_alone(room: str):
 def test_every_folder_has_a_tenant():
     for folder in PACKAGE.rglob("*"):
         if folder.is_dir() and folder.name != "__pycache__":
-            files = {path.name for path in folder.glob("*.*")} - {"__init__.py"}
-            assert files, f"{folder.relative_to(ROOT)} is empty"
+            tenants = {path.name for path in folder.iterdir()} - {"__init__.py", "__pycache__"}
+            assert tenants, f"{folder.relative_to(ROOT)} is empty"
 
 
 # Files and names
@@ -301,7 +304,8 @@ def test_import_is_light(code: str):
         ["list", "--available", "--json"],
         ["show", "inceptionnext"],
         ["show", "eca", "--json"],
-        *([verb, "--help"] for verb in ("list", "show")),
+        ["bench"],
+        *([verb, "--help"] for verb in ("list", "show", "bench", "inspect", "export", "convert", "reproduce")),
     ],
     ids=" ".join,
 )

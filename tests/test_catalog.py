@@ -51,6 +51,28 @@ offers = ["nothing"]
         cached.cache_clear()
 
 
+def test_benchmarks_are_found_by_their_files(package: Path):
+    folder = package / "bench"
+    folder.mkdir()
+    (folder / "fast.py").write_text('"""Fast beside slow.\n\nMore."""\n\ndef run():\n    pass\n')
+    (folder / "ratio.py").write_text('"""No benchmark."""\n\ndef compare():\n    pass\n')
+    catalog.benchmarks.cache_clear()
+    try:
+        assert catalog.benchmarks() == {"fast": "Fast beside slow."}
+        assert catalog.bench_module("fast") == "convatlas.bench.fast"
+        with pytest.raises(UnknownName, match="unknown benchmark 'fas': did you mean fast"):
+            catalog.bench_module("fas")
+    finally:
+        catalog.benchmarks.cache_clear()
+
+
+def test_cards_name_benchmarks_that_exist():
+    named = {name for card in catalog.cards().values() for name in card.benchmarks if card.available}
+    assert named <= set(catalog.benchmarks())
+    assert "eca" in catalog.card("eca").benchmarks
+    assert not any("bench" in module for module in catalog.card("eca").public())
+
+
 def test_every_system_has_a_complete_card():
     assert len(catalog.cards()) == SYSTEMS
     assert list(catalog.cards()) == sorted(catalog.cards())

@@ -33,6 +33,7 @@ from convatlas.report import (
     Section,
     Table,
 )
+from convatlas.report.figures import draw
 
 NAN = math.nan
 VOID = {"meta", "img", "br", "hr", "link", "input", "source", "col", "wbr"}
@@ -119,7 +120,7 @@ def parts() -> list[Part]:
         Table("Models", ["model", "latency [ms]"], [["a", 1.25], ["b", None]]),
         Lines("Loss", "epoch", "loss", {"train": ([1, 2, 3], [2.0, 1.0, 0.5]), "val": ([1, 3], [2.0, 0.9])}),
         Lines("Accuracy", "epoch", "accuracy", {"train": ([1, 2, 3], [0.5, 0.7, 0.9])}),
-        Scatter("Trade-off", "latency [ms]", "accuracy", {"a": (1.0, 0.9), "b": (10.0, 0.95)}, log_x=True),
+        Scatter("Trade-off", "latency [ms]", "accuracy", {"a": (1.0, 0.9), "b": (10.0, 0.95)}, log_x=True, front=["a"]),
         Bars("Speed", "images per second", {"a": 100.0, "b": 250.0}),
         Heatmap("Confusion", np.arange(9).reshape(3, 3), ["x", "y", "z"], ["x", "y", "z"], "predicted", "true"),
         Images("Mistakes", [(rng.integers(0, 256, (8, 8), dtype=np.uint8), "a 3 taken for an 8")]),
@@ -664,3 +665,14 @@ def test_drawing_leaves_the_users_matplotlib_settings_alone() -> None:
         first = report(*parts()).to_html()
         assert dict(matplotlib.rcParams) == before
     assert first == report(*parts()).to_html()
+
+
+def test_the_front_of_a_scatter_is_filled_and_joined():
+    points = {"a": (1.0, 1.0), "b": (2.0, 2.0), "c": (2.0, 0.5)}
+    drawings = [draw(Scatter("S", "x", "y", points, front=front), "p-") for front in ((), ("a", "b"))]
+    plain, marked = (drawing.svg for drawing in drawings if drawing is not None)
+    assert plain.count("fill: none") < marked.count("fill: none")
+    assert marked.count("<path") == plain.count("<path") + 1
+    assert Scatter("S", "x", "y", points, front=["b"]).front == ("b",)
+    with pytest.raises(ValueError, match="front of 'S' must be names of its points, got 'd'"):
+        Scatter("S", "x", "y", points, front=["d"])

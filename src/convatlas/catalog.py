@@ -17,9 +17,13 @@ from typing import Any
 from convatlas.errors import Unsupported, unknown
 
 __all__ = [
+    "DESIGNS",
+    "METHODS",
     "TASKS",
     "Card",
     "Paper",
+    "bench_module",
+    "benchmarks",
     "card",
     "cards",
     "experiment_module",
@@ -32,7 +36,22 @@ __all__ = [
 _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
-TASKS: dict[str, str] = {"recognition": "recognition.task:Recognition"}
+TASKS: dict[str, str] = {
+    "recognition": "recognition.task:Recognition",
+    "super-resolution": "restoration.super_resolution:SuperResolution",
+}
+
+#: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
+METHODS: dict[str, str] = {
+    "token_schedule": "training.progressive_tokens:TokenSchedule",
+    "tract": "training.tract:TrAct",
+}
+
+#: Method of design on the command line -> "module:class" below the package.
+DESIGNS: dict[str, str] = {
+    "as_vit": "design.as_vit:TrainingFreeSearch",
+    "deepmad": "design.deepmad:ArchitectureSearch",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,18 @@ class Card:
     def models(self) -> tuple[str, ...]:
         """Model names that the system's modules define, for `create_model`."""
         return tuple(name for module in self.modules if module.startswith("networks.") for name in _variants(module))
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """Names of the benchmarks among the system's modules, for ``convatlas bench``."""
+        return tuple(module.removeprefix("bench.") for module in self.modules if module.startswith("bench."))
+
+    def public(self) -> dict[str, tuple[str, ...]]:
+        """What a user imports: public names of the system's modules, without tables, experiments and benchmarks."""
+        tables = {"VARIANTS", "PUBLISHED"}
+        own = [module for module in self.modules if not module.startswith(("experiments.", "bench."))]
+        names = {module: tuple(name for name in public_names(module) if name not in tables) for module in own}
+        return {f"convatlas.{module}": listed for module, listed in names.items() if listed}
 
     def as_dict(self) -> dict[str, Any]:
         """The card as plain data, for JSON."""
@@ -158,6 +189,28 @@ def experiment_module(slug: str) -> str:
     if _source(module) is None:
         raise Unsupported(f"{slug} is not part of this version; 'convatlas list --available' shows what is")
     return f"convatlas.{module}"
+
+
+@cache
+def benchmarks() -> dict[str, str]:
+    """Every benchmark by name, with the first sentence of its file."""
+    found = {}
+    for path in sorted((_PACKAGE / "bench").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def bench_module(name: str) -> str:
+    """The full module name of a benchmark.
+
+    Raises:
+        UnknownName: there is no such benchmark; the message offers the nearest names.
+    """
+    if name not in benchmarks():
+        raise unknown("benchmark", name, benchmarks())
+    return f"convatlas.bench.{name}"
 
 
 def resolve(target: str) -> Any:

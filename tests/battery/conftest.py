@@ -9,12 +9,25 @@ import pytest
 import torch
 
 from battery.entries import CONVS, LAYERS, NETWORKS, OPERATORS
+from convatlas.catalog import model_module
 from convatlas.networks.base import BackboneConfig
 from convatlas.networks.registry import model_config
 
+
+def _first_of_families(entries: Iterable[Any]) -> list[Any]:
+    """The first entry of each file of networks, for tests that take seconds."""
+    families: dict[str, Any] = {}
+    for entry in entries:
+        families.setdefault(model_module(entry.model), entry)
+    return list(families.values())
+
+
+_BACKBONES = [entry for entry in NETWORKS if isinstance(model_config(entry.model), BackboneConfig)]
+
 SUBJECTS: dict[str, Iterable[Any]] = {
     "network": NETWORKS,
-    "backbone": [entry for entry in NETWORKS if isinstance(model_config(entry.model), BackboneConfig)],
+    "backbone": _BACKBONES,
+    "family": _first_of_families(_BACKBONES),
     "layer": LAYERS,
     "conv": CONVS,
     "operator": OPERATORS,

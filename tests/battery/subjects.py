@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.networks.registry import create_model
+from convatlas.nn.conv.geometry import PLAIN, TRANSPOSED
 
 Inputs = Callable[[nn.Module, int], tuple[Tensor, ...]]
 Arguments = Callable[[], tuple[Any, ...]]
@@ -101,6 +102,7 @@ class Conv:
         kind: its class.
         dims: number of position axes.
         options: its own options.
+        transposed: whether it stands for a transposed convolution.
         channels: input and output channels that the options allow.
         geometries: label -> further arguments of torch's convolution that it takes.
         refused: label -> arguments of torch's convolution that its ``from_conv`` refuses.
@@ -110,6 +112,7 @@ class Conv:
     kind: type[nn.Module]
     dims: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    transposed: bool = False
     channels: tuple[int, int] = (8, 12)
     geometries: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
@@ -130,7 +133,7 @@ class Conv:
     @property
     def plain(self) -> type[nn.Module]:
         """Torch's convolution of as many axes."""
-        return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1]
+        return (TRANSPOSED if self.transposed else PLAIN)[self.dims]
 
     def build(self, geometry: str | None = None, **changes: Any) -> nn.Module:
         """The layer in evaluation mode with random weights, in one of its geometries or in the first."""

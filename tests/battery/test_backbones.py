@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from battery.compare import assert_close, assert_same, loss
 from battery.subjects import Network
 from convatlas import load_weights
+from convatlas.export import export
 from convatlas.networks.base import Backbone
 from convatlas.networks.registry import create_model
 
@@ -23,12 +25,13 @@ def test_features_are_as_described(backbone: Network):
     strides = [info.stride for info in model.feature_info]
     assert strides == sorted(strides)
     with torch.no_grad():
-        for height, width in ((64, 96), (45, 61)):
-            features = model.forward_features(torch.randn(1, model.in_channels, height, width))
+        for size in ((64, 96), (45, 61)):
+            depth = (6,) * (dims(model) - 2)
+            features = model.forward_features(torch.randn(1, model.in_channels, *depth, *size))
             assert len(features) == len(model.feature_info)
             for feature, info in zip(features, model.feature_info, strict=True):
                 assert feature.shape[:2] == (1, info.channels)
-                for side, whole in zip(feature.shape[2:], (height, width), strict=True):
+                for side, whole in zip(feature.shape[-2:], size, strict=True):
                     assert math.floor(whole / info.stride) <= side <= math.ceil(whole / info.stride)
 
 
@@ -140,40 +143,48 @@ def test_gradient_checkpointing_changes_nothing_but_memory(backbone: Network):
 
 def count_passes(model: nn.Module) -> list[int]:
     passes: list[int] = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(lambda *_: passes.append(1))
+    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    if len(layers) == 1:  # a transformer, whose only convolution is its stem
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for module in layers:
+        module.register_forward_pre_hook(lambda *_: passes.append(1))
     return passes
+
+
+def dims(model: nn.Module) -> int:
+    return len(model.config.preprocess.shape)
 
 
 def test_wrong_inputs_are_named(backbone: Network):
     model = backbone.build()
-    channels = model.in_channels
-    for shape in [(2, channels + 1, 64, 64), (channels, 64, 64), (2, channels, 64), (2, channels, 8, 64, 64)]:
-        with pytest.raises(ValueError, match=rf"x must be \(B, {channels}, H, W\), got {re.escape(str(shape))}"):
-            model(torch.randn(shape))
+    channels, axes = model.in_channels, (64,) * dims(model)
+    wanted = re.escape(f"(B, {channels}, {'D, ' if dims(model) == 3 else ''}H, W)")
+    for shape in [(2, channels + 1, *axes), (channels, *axes), (2, channels, *axes[1:]), (2, channels, 8, *axes)]:
+        with pytest.raises(ValueError, match=f"x must be {wanted}, got {re.escape(str(shape))}"):
+            model(torch.empty(shape))
 
 
 def test_small_inputs_work_or_are_named(backbone: Network):
     model = backbone.build()
 
-    def run(height: int, width: int) -> Tensor:
+    def run(*size: int) -> Tensor:
         with torch.no_grad():
-            return model(torch.randn(2, model.in_channels, height, width))
+            return model(torch.randn(2, model.in_channels, *size))
 
-    smallest, refusal = 1, ""
+    smallest, refusal = [1] * dims(model), ""
     try:
-        run(1, 1)
+        run(*smallest)
     except ValueError as error:
         refusal = str(error)
     if refusal:
-        found = re.search(r"x must be at least (\d+) x \1 pixels, got 1 x 1", refusal)
+        found = re.search(r"x must be at least ([\d x]+) (pixels|voxels), got 1 x 1", refusal)
         assert found, refusal
-        smallest = int(found[1])
-        for height, width in ((smallest - 1, 64), (64, smallest - 1)):
-            with pytest.raises(ValueError, match=rf"x must be at least {smallest} x {smallest} pixels"):
-                run(height, width)
-    assert run(smallest, smallest).isfinite().all()
+        smallest = [int(side) for side in found[1].split(" x ")]
+        for axis, side in enumerate(smallest):
+            if side > 1:
+                with pytest.raises(ValueError, match=f"x must be at least {found[1]} {found[2]}"):
+                    run(*(side - 1 if axis == index else 64 for index in range(dims(model))))
+    assert run(*smallest).isfinite().all()
 
 
 def test_named_modules_exist(backbone: Network):
@@ -184,3 +195,15 @@ def test_named_modules_exist(backbone: Network):
         assert model.get_submodule(name).weight.shape[1] == 2
     for name in model.classifier_modules:
         assert model.get_submodule(name).weight.shape[0] == 11
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same(family: Network, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    model = family.build()
+    inputs = family.inputs(model, 2)
+    done = export(model, inputs, tmp_path / "model.onnx")
+    assert {check.shapes[0][0] for check in done.checks} == {1, 2, 3}
+    for check in done.checks:
+        assert check.error <= 1e-4 * max(check.largest, 1)
+    assert (tmp_path / "model.onnx").stat().st_size > sum(tensor.nbytes for tensor in model.state_dict().values()) / 2

@@ -100,6 +100,9 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
         return keys + [
             line for key in one.keys() & other.keys() for line in differences(one[key], other[key], f"{name}.{key}")
         ]
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [line for index, pair in pairs for line in differences(*pair, f"{name}.{index}")]
     else:
         same = one == other
     return [] if same else [name]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convatlas.data.arrays import as_images
+from convatlas.data.arrays import as_samples
 from convatlas.data.images import from_arrays, read_images
 from convatlas.errors import DataError
 
@@ -40,7 +40,7 @@ def test_digits() -> None:
 )
 def test_layouts(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     array = pixels(*shape)
-    images = as_images(array, "x")
+    images = as_samples(array, "x")
     assert images.shape == (5, *expected)
     first = array[2].transpose(1, 2, 0) if shape[1] == 3 else array[2].reshape(expected)
     np.testing.assert_array_equal(images[2], first)
@@ -49,25 +49,25 @@ def test_layouts(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (5, 8, 8, 8), (5, 64, 64, 32)])
 def test_ambiguous_layouts(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="x has the ambiguous shape"):
-        as_images(pixels(*shape), "x")
+        as_samples(pixels(*shape), "x")
 
 
 def test_types_of_pixels() -> None:
     values = np.array([[[0, 1], [254, 255]]])
-    assert as_images(values.astype(np.int64), "x").dtype == np.uint8
-    assert as_images(values > 1, "x").ravel().tolist() == [0, 0, 255, 255]
-    assert as_images(np.array([[[0, 128, 129, 65535]]], np.uint16), "x").ravel().tolist() == [0, 0, 1, 255]
-    floats = as_images(values / 255, "x")
+    assert as_samples(values.astype(np.int64), "x").dtype == np.uint8
+    assert as_samples(values > 1, "x").ravel().tolist() == [0, 0, 255, 255]
+    assert as_samples(np.array([[[0, 128, 129, 65535]]], np.uint16), "x").ravel().tolist() == [0, 0, 1, 255]
+    floats = as_samples(values / 255, "x")
     assert floats.dtype == np.float32
     assert floats.ravel().tolist() == [0, np.float32(1 / 255), np.float32(254 / 255), 1]
     with pytest.raises(DataError, match="x holds int64 values from 0 to 1000"):
-        as_images(np.array([[[0, 1000]]]), "x")
+        as_samples(np.array([[[0, 1000]]]), "x")
     with pytest.raises(DataError, match="x has the type complex128; expected uint8 or float32"):
-        as_images(values + 0j, "x")
+        as_samples(values + 0j, "x")
     with pytest.raises(DataError, match=r"x must have the shape \(N, H, W\).* got \(4,\)"):
-        as_images(np.zeros(4), "x")
+        as_samples(np.zeros(4), "x")
     with pytest.raises(DataError, match=r"x holds no image: its shape is \(0, 4, 4\)"):
-        as_images(np.zeros((0, 4, 4)), "x")
+        as_samples(np.zeros((0, 4, 4)), "x")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

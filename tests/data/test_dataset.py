@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from convatlas.data.dataset import ImageDataset, collate
+from convatlas.data.dataset import Augmented, ImageDataset, collate
 from convatlas.data.images import from_arrays, read_images
-from convatlas.data.transforms import Augment, Augmented, Preprocess
+from convatlas.data.transforms import Augment, Preprocess
 
 PREPROCESS = Preprocess(16, crop=1.0)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)

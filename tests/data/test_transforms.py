@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from convatlas.data.dataset import Augmented
 from convatlas.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,
-    Augmented,
     Preprocess,
     affine,
     resize,
@@ -87,6 +87,14 @@ def test_preprocess_of_a_rectangle() -> None:
     whole = resize(image, (22, 30), "bicubic")  # covers floor(16 / 0.8) = 20 by floor(24 / 0.8) = 30
     np.testing.assert_array_equal(preprocess.view(image), whole[3:19, 3:27])
     assert preprocess(image).shape == (1, 16, 24)
+
+
+def test_stretching_takes_the_whole_image() -> None:
+    image = pixels(30, 50, 3)
+    view = Preprocess(size=(12, 16), crop=1.0, stretch=True).view(image)
+    assert np.array_equal(view, resize(image, (12, 16)))
+    with pytest.raises(ValueError, match=r"crop must be 1 where images are stretched, got 0\.875"):
+        Preprocess(stretch=True)
 
 
 def test_an_extremely_long_image_takes_little_memory() -> None:

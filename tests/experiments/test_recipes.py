@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from convatlas.cli.main import main
-from convatlas.data.transforms import Augment
+from convatlas.data.transforms import Augment, Preprocess
 from convatlas.experiments.small_training import recipe_settings
 from convatlas.networks.registry import model_config
 from convatlas.recognition.task import Recognition
@@ -18,7 +18,12 @@ from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
-RECIPES = set(Recognition.recipes())
+#: Recipes that stand in no row of the tables below, because the test of their system tests them.
+ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+RECIPES = set(Recognition.recipes()) - ELSEWHERE
+HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+#: Two phases for small images, two for large ones.
+WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 #: The network of each recipe, small enough for a test.
 TINY: dict[str, dict[str, Any]] = {
     "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
@@ -27,10 +32,18 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
     "eca_mobilenet_v2": {"width_mult": 0.1},
-    "wavemix_cifar": {"depth": 1, "dim": 8},
-    "wavemix_cifar_sgd": {"depth": 1, "dim": 8},
-    "wavemix_imagenet": {"depth": 1, "dim": 8},
-    "wavemix_imagenet_sgd": {"depth": 1, "dim": 8},
+    "deepmad_r": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1KXK1", 8, 8, 3, 2, 1, 8]]},
+    "deepmad": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1DWSEK1", 8, 8, 3, 2, 1, 8]]},
+    **{key: {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]} for key in ("pvt", "pvt_large")},
+    **{
+        key: {"depths": [1, 1, 1], "dims": [8, 8, 8], "num_heads": [1, 2, 2]}
+        for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")
+    },
+    **dict.fromkeys(("hornet", "hornet_384"), HORNET),
+    "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
+    "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
+    "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
+    **dict.fromkeys(WAVEMIX, {"depth": 1, "dim": 8}),
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -40,10 +53,17 @@ RATES = {
     "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
     "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
-    "wavemix_cifar": {0: 1e-3, 999: 1e-3},
-    "wavemix_cifar_sgd": {0: 1e-3, 999: 1e-3},
-    "wavemix_imagenet": {0: 1e-3, 999: 1e-3},
-    "wavemix_imagenet_sgd": {0: 1e-3, 999: 1e-3},
+    "deepmad_r": {0: 1e-6, 5: 0.1, 480: 0.0},
+    "deepmad": {0: 1e-6, 5: 0.8, 480: 0.0},
+    **{recipe: {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5} for recipe in ("pvt", "pvt_large", "cvt_384")},
+    **{key: {0: 1e-06, 5: 0.002, 300: 1e-05, 309: 1e-05} for key in ("cvt_13", "cvt_21")},
+    "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
+    "hornet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
+    "hornet_384": {0: 5e-5, 30: 1e-6},
+    "phresnet_cifar": {0: 0.1, 100: 0.05},
+    "phvgg_cifar": {0: 0.01, 100: 0.005},
+    "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
+    **dict.fromkeys(WAVEMIX, {0: 1e-3, 999: 1e-3}),
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -52,6 +72,19 @@ BATCHES = {
     "convnext_study": 4096,
     "eca_resnet": 256,
     "eca_mobilenet_v2": 96,
+    "deepmad_r": 256,
+    "deepmad": 2048,
+    "pvt": 1024,
+    "pvt_large": 1024,
+    "cvt_13": 2048,
+    "cvt_21": 2048,
+    "cvt_384": 1024,
+    "cvt_finetune": 512,
+    "hornet": 4096,
+    "hornet_384": 512,
+    "phresnet_cifar": 128,
+    "phvgg_cifar": 128,
+    "phnn_svhn": 128,
     "wavemix_cifar": 512,
     "wavemix_cifar_sgd": 512,
     "wavemix_imagenet": 128,
@@ -65,10 +98,21 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnext_study": {"drop_path": 0.1, "kernel_size": 7},
     "eca_resnet": {"eca_kernel_sizes": (3, 5, 5, 7)},
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
-    "wavemix_cifar": {"dim": 320, "dropout": 0.5},
-    "wavemix_cifar_sgd": {"dim": 320, "dropout": 0.5},
-    "wavemix_imagenet": {"dim": 192, "level": 3},
-    "wavemix_imagenet_sgd": {"dim": 192, "level": 3},
+    "deepmad_r": {"drop_path": 0.0, "dropout": 0.0},
+    "deepmad": {"in_channels": 3},  # the rates of drop path and dropout are the recipe's
+    "pvt": {"drop_path": 0.1},
+    "pvt_large": {"drop_path": 0.3},
+    "cvt_13": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_21": {"drop_path": (0.0, 0.0, 0.1)},
+    "cvt_384": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
+    "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
+    "hornet": {"drop_path": 0.2, "base_dim": 64},
+    "hornet_384": {"drop_path": 0.4, "base_dim": 192},
+    "phresnet_cifar": {"n": 4, "algebra": "learned"},
+    "phvgg_cifar": {"n": 4, "dropout": 0.5},
+    "phnn_svhn": {"n": 4, "algebra": "learned"},
+    **dict.fromkeys(WAVEMIX[:2], {"dim": 320, "dropout": 0.5}),
+    **dict.fromkeys(WAVEMIX[2:], {"dim": 192, "level": 3}),
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -108,7 +152,9 @@ def test_published_numbers(recipe: str) -> None:
 def test_published_augmentation(recipe: str) -> None:
     task, training = split_settings(Recognition, recipe_settings(recipe))
     augment = task.augment
-    assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.5)
+    hypercomplex = recipe.startswith("ph")
+    assert augment.random_resized_crop is not hypercomplex
+    assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
     mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
     strong = (0.1, 0.25, "rand-m9-mstd0.5-inc1")
@@ -117,14 +163,33 @@ def test_published_augmentation(recipe: str) -> None:
         "inceptionnext_atto": (0.2, 1.0, 0.1, 0.1, "rand-m5-mstd0.5-inc1"),
         "inceptionnext_base_384": (0.0, 0.0, *strong),
         "convnext_study": (0.8, 1.0, *strong),
+        "hornet": (0.8, 1.0, *strong),
+        "hornet_384": (0.0, 0.0, *strong),
+        "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
+        "deepmad": (0.8, 0.0, *strong),
+        **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
-    averaged = recipe in ("inceptionnext_base_384", "convnext_study")
+    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
     assert training.ema == (0.9999 if averaged else None)
-    decay = {"eca_resnet": 1e-4, "eca_mobilenet_v2": 4e-5, "wavemix_cifar": 0.01, "wavemix_imagenet": 0.01}
-    decay |= {"wavemix_cifar_sgd": 0.0, "wavemix_imagenet_sgd": 0.0}
+    decay = {
+        "eca_resnet": 1e-4,
+        "eca_mobilenet_v2": 4e-5,
+        "hornet_384": 1e-8,
+        "cvt_21": 0.1,
+        "cvt_finetune": 0.0,
+        "deepmad_r": 5e-5,
+        "deepmad": 5e-5,
+    }
+    decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
+    decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
     assert training.weight_decay == decay.get(recipe, 0.05)
-    with_sgd = ("eca_resnet", "eca_mobilenet_v2", "wavemix_cifar_sgd", "wavemix_imagenet_sgd")
-    assert training.optimizer == ("sgd" if recipe in with_sgd else "adamw")
+    assert (training.optimizer == "sgd") == (
+        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
+        or hypercomplex
+    )
+    assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
+    clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
+    assert training.clip == clips.get(recipe)
     assert training.momentum == 0.9
 
 

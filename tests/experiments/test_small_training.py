@@ -41,6 +41,19 @@ def _compare(seeds: tuple[int, ...]) -> dict[str, Any]:
     return compare(networks, training, seeds=seeds, train_fraction=0.5, advance=lambda _: None)
 
 
+def test_images_can_be_changed_before_they_are_normalised() -> None:
+    seen = []
+
+    def change(images: torch.Tensor, seed: int) -> torch.Tensor:
+        seen.append((tuple(images.shape[1:]), seed, images.min().item(), images.max().item()))
+        return images[:, :, :1, :1]
+
+    networks = {"corner": lambda: nn.Sequential(nn.Flatten(), nn.Linear(1, 10))}
+    training = Training(epochs=1, batch_size=200, warmup_epochs=0)
+    compare(networks, training, seeds=(3,), train_fraction=0.2, advance=lambda _: None, change=change)
+    assert seen == [((1, 32, 32), 6, 0, 1), ((1, 32, 32), 7, 0, 1)]
+
+
 def test_compare_pairs_the_seeds() -> None:
     first, again = _compare((0, 1)), _compare((1, 2))
     assert first["linear"][1] == again["linear"][0]  # a seed decides everything

@@ -184,6 +184,8 @@ def test_fresh_weights() -> None:
         (SMALL, (8, 12, 16, 20), (4, 8, 16, 32)),
         (SMALL_BOTTLENECK, (32, 48, 64, 80), (4, 8, 16, 32)),
         (SMALL.override(small_stem=True), (8, 12, 16, 20), (1, 2, 4, 8)),
+        (SMALL.override(small_stem=True, stem_pool=True), (8, 12, 16, 20), (2, 4, 8, 16)),
+        (SMALL.override(stem_pool=False), (8, 12, 16, 20), (2, 4, 8, 16)),
         (ResNetConfig(depths=(3, 3, 3), widths=(16, 32, 64), stem_width=16, small_stem=True), (16, 32, 64), (1, 2, 4)),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from convatlas.cost import cost
 from convatlas.errors import Unsupported
 from convatlas.ops import fft_conv as module
 from convatlas.ops.backend import chosen
@@ -318,3 +319,14 @@ def test_wrong_arguments_are_named():
         fft_conv(u, made, backend="overlap_save")
     with pytest.raises(Unsupported, match=r"backend 'overlap_save' .* fft_size 8 makes the tail wrap"):
         fft_conv(u, k, 8, backend="overlap_save")
+
+
+def test_the_kernel_for_gpus_is_counted():
+    from convatlas.ops.kernels.fft_conv import monarch_conv
+
+    class Model(torch.nn.Module):
+        def forward(self, u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return monarch_conv(u, k, None, None, 256)
+
+    counted = cost(Model(), torch.empty(4, 3, 100, device="meta"), torch.empty(3, 20, device="meta")).total.macs
+    assert counted == 2 * 3 * 8 * 256 * 32  # two pairs, three channels, 16 + 16 points

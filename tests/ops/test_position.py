@@ -37,6 +37,15 @@ def test_maps_of_any_shape() -> None:
     assert resize_position_embedding(maps, (8, 8)).shape == (1, 3, 8, 8)
 
 
+def test_bilinear_from_a_grid_that_is_no_square() -> None:
+    embedding = torch.randn(1, 1 + 6, 4)
+    resized = resize_position_embedding(embedding, (4, 5), num_prefix_tokens=1, source_grid=(2, 3), mode="bilinear")
+    maps = embedding[:, 1:].transpose(1, 2).reshape(1, 4, 2, 3)
+    expected = F.interpolate(maps, size=(4, 5), mode="bilinear", align_corners=False)
+    assert torch.equal(resized[:, 0], embedding[:, 0])
+    torch.testing.assert_close(resized[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_is_kept_and_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     embedding = torch.randn(1, 16, 4).to(dtype)
@@ -54,6 +63,8 @@ def test_gradients_flow() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="square grid of patches, got 15 after the prefix tokens"):
         resize_position_embedding(torch.zeros(1, 16, 2), (4, 4), num_prefix_tokens=1)
+    with pytest.raises(ValueError, match=r"must hold \(2, 7\) patches after the prefix tokens, got 16"):
+        resize_position_embedding(torch.zeros(1, 16, 2), (4, 4), source_grid=(2, 7))
     with pytest.raises(ValueError, match="num_prefix_tokens must be 0 to 15, got 16"):
         resize_position_embedding(torch.zeros(1, 16, 2), (4, 4), num_prefix_tokens=16)
     with pytest.raises(ValueError, match=r"must be \(1, N, C\) or \(1, C, H, W\), got \(2, 16, 2\)"):

@@ -11,7 +11,8 @@ import pytest
 
 from convatlas.data.images import ImageSet, Skipped, from_arrays, read_images
 from convatlas.recognition.metrics import CrossEntropy
-from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.recognition.predictions import Predictions, joined
+from convatlas.training.left_out import tell_skipped
 from recognition.pictures import arrays, write_pictures
 
 

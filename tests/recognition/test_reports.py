@@ -107,7 +107,7 @@ def test_the_numbers_of_the_training_report_are_those_of_its_table(trained: Trai
     assert cost["parameters"] == sum(p.numel() for p in trained.task.network.parameters())
     weights = trained.run / "checkpoints" / "best.safetensors"
     assert cost["file [MiB]"] == pytest.approx(weights.stat().st_size / 2**20)
-    assert 0 < cost["latency of one image [ms]"] < 5000
+    assert 0 < cost["latency [ms]"] < 5000
     assert cost["training time [s]"] == pytest.approx(sum(row["seconds"] for row in history))
     best = max(history, key=lambda row: (row["val_accuracy"], row["epoch"]))
     assert f"best epoch {best['epoch']:.0f} of {len(history)}" in trained.report.summary
@@ -225,15 +225,17 @@ def test_a_comparison_puts_models_side_by_side(tmp_path: Path, trained: Trained)
     report = Recognition.compare(tasks, runs, tmp_path)
     report.save(tmp_path)
     parts = parts_of(tmp_path)
-    table = parts["Quality on the same held-out images"]
-    assert [row[0] for row in table["rows"]] == ["wide", "small"]
+    table = parts["Quality and cost"]
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+    assert rows.keys() == tasks.keys()
     measured = {name: quality(task.probabilities(task.splits["test"])) for name, task in tasks.items()}
-    for row in table["rows"]:
-        assert row[1:] == pytest.approx(list(measured[row[0]].values()))
-    cost = {row[0]: row for row in parts["Cost on this machine"]["rows"]}
-    assert cost["small"][1] < cost["wide"][1]
-    points = parts["Quality against speed"]["points"]
-    assert points["small"]["x"] == pytest.approx(cost["small"][3])
+    for name, row in rows.items():
+        assert {measure: row[measure] for measure in measured[name]} == pytest.approx(measured[name])
+    assert [row[1] for row in table["rows"]] == sorted((row["accuracy"] for row in rows.values()), reverse=True)
+    for column in ("parameters", "MACs"):
+        assert rows["small"][column] < rows["wide"][column]
+    points = parts["Accuracy against latency"]["points"]
+    assert points["small"]["x"] == pytest.approx(rows["small"]["latency [ms]"])
     assert points["small"]["y"] == pytest.approx(measured["small"]["accuracy"])
     assert {"wide/report.html", "small/report.html"} <= set(assert_self_contained(tmp_path).links)
     assert set(parts["Accuracy"]["series"]) == {"wide, validation", "small, validation"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def by_hand(toy: Toy, training: Training) -> tuple[Net, Net]:
         {"cooldown_epochs": 1, "min_lr": 0.01},
         {"clip": 0.1},
         {"layer_decay": 0.3},
+        {"schedule": "step", "decay_at": (1, 2)},
+        {"lr_factors": {"3.": 0.1}},
         {"accumulate": 2},
         {"accumulate": 4, "optimizer": "sgd"},
         {"precision": "bf16"},
@@ -179,6 +182,25 @@ def test_patience_stops_and_a_resumed_run_stays_stopped(tmp_path: Path):
     Toy().fit(tmp_path / "run", training, resume=True)
     assert last(tmp_path / "run")["global_step"] == step
     assert_equal(state(tmp_path / "run"), weights)
+
+
+def test_plateau_lowers_the_rate_and_a_stopped_run_lowers_it_as_well(tmp_path: Path):
+    settings = {"epochs": 12, "lr": 3.0, "schedule": "plateau", "plateau_epochs": 2, "decay_rate": 0.1}
+    training = Training(**{**SHORT, **settings}, min_lr=0.05)
+    Toy().fit(tmp_path / "whole", training)
+    with pytest.raises(Interrupted):
+        broken(stop_at=57).fit(tmp_path / "cut", training)
+    Toy().fit(tmp_path / "cut", training, resume=True)
+    rows = Run(tmp_path / "whole").read_metrics()
+    best, waited, factor = rows[0]["val_loss"], 0, 1.0
+    for row, following in pairwise(rows):
+        best, waited = (row["val_loss"], 0) if row["val_loss"] <= best else (best, waited + 1)
+        if waited == 2:
+            factor, waited = 0.1 * factor, 0
+        assert following["lr"] == pytest.approx(max(3 * factor, 0.05))
+    assert factor < 1
+    assert [row["lr"] for row in Run(tmp_path / "cut").read_metrics()] == [row["lr"] for row in rows]
+    assert_equal(current(tmp_path / "cut"), current(tmp_path / "whole"))
 
 
 def test_the_seed_decides_everything(tmp_path: Path):
@@ -311,6 +333,27 @@ def test_what_the_machine_lacks_is_told(tmp_path: Path, settings: dict[str, Any]
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpu", "synchronised"),
+    [({"devices": 2}, True, True), ({"nodes": 2}, True, True), ({}, True, False), ({"devices": 2}, False, False)],
+)
+def test_batches_are_normalised_together_on_several_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], gpu: bool, synchronised: bool
+):
+    asked: dict[str, Any] = {}
+
+    def trainer(**options: Any) -> None:
+        asked.update(options)
+        raise ValueError("enough is known")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("convatlas.training.fit.L.Trainer", trainer)
+    with pytest.raises(ValueError, match="enough is known"):
+        Toy().fit(tmp_path / "run", Training(**SHORT, **settings))
+    assert asked["sync_batchnorm"] is synchronised
+    assert (asked["devices"], asked["num_nodes"]) == (settings.get("devices", 1), settings.get("nodes", 1))
+
+
 def test_a_used_folder_is_refused_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "note").write_text("mine")
     monkeypatch.setattr(Toy, "prepare", lambda self: pytest.fail("read the data"))
@@ -343,8 +386,10 @@ def test_a_disk_that_is_full_leaves_a_run_that_goes_on(tmp_path: Path, monkeypat
 
 
 def test_verbs_that_a_task_lacks_are_told():
-    with pytest.raises(Unsupported, match="the task toy has no verb 'compare'; it has train, evaluate, predict"):
-        Toy.require("compare")
+    with pytest.raises(
+        Unsupported, match="the task toy has no verb 'design'; it has train, evaluate, predict, compare"
+    ):
+        Toy.require("design")
     Toy.require("train")
 
 

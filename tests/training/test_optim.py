@@ -54,6 +54,16 @@ def test_lion_runs_a_closure():
     assert weight.item() == 1.5
 
 
+def test_parameters_that_the_model_names_are_not_decayed():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    model.cls_token, model[0].cls_token = nn.Parameter(torch.zeros(1, 1, 2)), nn.Parameter(torch.zeros(1, 1, 2))
+    model.undecayed = ("cls_token",)
+    decays = {
+        group["weight_decay"]: {id(p) for p in group["params"]} for group in parameter_groups(model, weight_decay=1)
+    }
+    assert decays == {1: {id(model[0].weight)}, 0: {id(model.cls_token), id(model[0].cls_token)}}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -137,6 +147,14 @@ def test_cosine_goes_from_the_peak_to_its_end():
     assert rates([end + 50], **settings) == pytest.approx([0.1])
 
 
+def test_a_cosine_longer_than_the_training_is_cut_off():
+    settings = {"cosine_epochs": 40, "min_lr": 0.1}
+    assert rates([0, 50, 100], **settings) == pytest.approx(
+        [0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2 for share in (0, 1 / 8, 1 / 4)]
+    )
+    assert rates([25, 50, 99], cosine_epochs=5, min_lr=0.1) == pytest.approx([0.55, 0.1, 0.1])
+
+
 def test_cool_down_stays_at_the_end_of_the_cosine():
     settings = {"cooldown_epochs": 3, "min_lr": 0.1}
     assert rates([35, 69, 70, 85, 99], **settings)[2:] == pytest.approx([0.1, 0.1, 0.1])
@@ -148,6 +166,27 @@ def test_step_and_exponential_decay_by_epochs():
     assert rates([0, 19, 20, 39, 40], schedule="step", **settings) == [1, 1, 0.5, 0.5, 0.25]
     exponential = rates([0, 10, 20, 40], schedule="exponential", **settings)
     assert exponential == pytest.approx([1, math.sqrt(0.5), 0.5, 0.25])
+
+
+def test_step_decays_at_the_epochs_that_are_named():
+    assert rates([0, 29, 30, 79, 80, 99], schedule="step", decay_at=(3, 8)) == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+def test_plateau_has_a_least_rate():
+    training = Training(lr=1.0, warmup_epochs=0, schedule="plateau", min_lr=0.05)
+    assert [learning_rate(training, 5, 10, plateau=factor) for factor in (1, 0.1, 0.01)] == [1, 0.1, 0.05]
+
+
+def test_factors_of_the_learning_rate_go_by_the_longest_beginning_of_a_name():
+    net = nn.ModuleDict({"a": nn.Linear(2, 3), "ab": nn.Linear(2, 3), "c": nn.Linear(2, 3)})
+    groups = parameter_groups(net, weight_decay=0.1, lr_factors={"a": 0.5, "ab.": 0.1, "c.bias": 0})
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    scales = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert scales == {"a.weight": 0.5, "a.bias": 0.5, "ab.weight": 0.1, "ab.bias": 0.1, "c.weight": 1.0}
+    with pytest.raises(ValueError, match=r"lr_factors names 'd', but no parameter begins so; the first is a\.weight"):
+        parameter_groups(net, weight_decay=0.1, lr_factors={"d": 0.5})
 
 
 def test_a_run_that_is_all_warm_up_has_a_schedule():

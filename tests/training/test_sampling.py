@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from convatlas.training.sampling import EpochSampler, random_states, restore_random_states
+from convatlas.training.sampling import (
+    EpochSampler,
+    ShareSampler,
+    mixed_seed,
+    random_states,
+    restore_random_states,
+)
 
 Batches = list[list[tuple[int, int]]]
 
@@ -93,11 +99,48 @@ def test_ranks_share_an_epoch_in_equal_parts(length: int, world_size: int):
         assert set(flat) == set(range(length))
 
 
+def test_repeats_stand_side_by_side_with_seeds_of_their_own():
+    batches = epoch(0, length=24, batch_size=6, repeats=3)
+    assert [len(batch) for batch in batches] == [6] * 4
+    order = indices(batches)
+    assert len(set(order)) == 8
+    assert order == [index for index in order[::3] for _ in range(3)]
+    assert len({seed for batch in batches for _, seed in batch}) == 24
+    assert set(order) != set(indices(epoch(1, length=24, batch_size=6, repeats=3)))
+    ranks = [indices(epoch(0, length=24, batch_size=4, rank=rank, world_size=3, repeats=3)) for rank in range(3)]
+    assert ranks[0] == ranks[1] == ranks[2] == order[::3]
+
+
 def test_no_batch_at_all_is_refused():
     with pytest.raises(ValueError, match="0 samples are too few for a batch of 4 on each of 1 devices"):
         EpochSampler(0, 4, 0)
     with pytest.raises(ValueError, match="3 samples are too few"):
         EpochSampler(3, 4, 0, drop_last=True)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("length", [1, 7, 9, 24])
+def test_every_validation_sample_belongs_to_one_process(length: int, world_size: int):
+    shares = [ShareSampler(length, 3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [list(share) for share in shares]
+    assert {len(each) for each in batches} == {len(share) for share in shares} == {len(batches[0])}
+    own = [each[: share.own] for share, each in zip(shares, batches, strict=True)]
+    assert sorted(index for each in own for batch in each for index in batch) == list(range(length))
+    assert all(0 < len(batch) <= 3 for each in batches for batch in each)
+    assert all(len(each) - len(mine) <= 1 for mine, each in zip(own, batches, strict=True))
+
+
+def test_a_seed_depends_on_every_number_and_their_order():
+    seeds = {
+        mixed_seed(0),
+        mixed_seed(2),
+        mixed_seed(0, 1),
+        mixed_seed(1, 0),
+        mixed_seed(0, 1, 2),
+        mixed_seed(2**63 - 1),
+    }
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_random_states_bring_back_every_generator():

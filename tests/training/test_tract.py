@@ -336,6 +336,18 @@ def test_first_layer_is_the_first_registered_or_the_first_called():
     assert names(apply_tract(Reversed(), "alias", example_input=torch.randn(1, 2, 3))) == ["body.2", "alias"]
 
 
+def test_every_stem_is_a_first_layer():
+    class TwoStems(nn.Module):
+        stem_modules = ("small", "large")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.small, self.large = nn.Conv2d(3, 4, 2), nn.Conv2d(3, 4, 4)
+
+    assert names(apply_tract(TwoStems())) == ["small", "large"]
+
+
 def test_layer_alone_is_replaced():
     layer = nn.Linear(3, 2)
     assert apply_tract(layer).weight is layer.weight
@@ -349,6 +361,8 @@ def test_networks_of_the_library():
         apply_tract(model, example_input=example)
         (found,) = names(model)
         assert found == first or first is None
+        with torch.device("meta"):
+            assert names(TrAct().prepare(create_model(name))) == [found]
         assert list(model.state_dict()) == keys
         assert model(example).shape == (1, 1000)
 

@@ -21,8 +21,9 @@ from convatlas.weights import save_weights
 
 
 class Net(nn.Sequential):
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__(nn.Linear(4, 8), nn.GELU(), nn.Dropout(dropout), nn.Linear(8, 3))
+    def __init__(self, dropout: float = 0.0, norm: bool = False) -> None:
+        middle = [nn.BatchNorm1d(8) if norm else nn.GELU(), nn.Dropout(dropout)]
+        super().__init__(nn.Linear(4, 8), *middle, nn.Linear(8, 3))
 
     def layers(self) -> list[nn.Module]:
         return [self[0], self[3]]
@@ -54,8 +55,11 @@ class Toy(GradientTask):
     Attributes:
         samples: how many to learn from.
         dropout: rate.
+        norm: batch normalisation in place of the non-linearity.
+        spare: one layer more, which nothing uses.
         explode_at: batch whose loss is no number.
         stop_at: batch in which a signal comes.
+        signal: that signal.
     """
 
     name: ClassVar[str] = "toy"
@@ -63,19 +67,25 @@ class Toy(GradientTask):
 
     samples: int = 41
     dropout: float = 0.0
+    norm: bool = False
+    spare: bool = False
     explode_at: int | None = field(init=False, default=None)
     stop_at: int | None = field(init=False, default=None)
+    signal: int = field(init=False, default=signal.SIGTERM)
     seen: list[list[int]] = field(init=False, default_factory=list)
 
     def prepare(self) -> None:
-        self.network = Net(self.dropout)
+        self.network = Net(self.dropout, self.norm)
+        if self.spare:
+            self.network.spare = nn.Linear(2, 2)
+            self.network.forward = lambda x: nn.Sequential(*list(self.network)[:4])(x)
         self.train_set: Points = Points(self.samples, 0)
         self.val_set: Points = Points(7, 1)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         self.seen.append(batch["y"].tolist())
         if len(self.seen) == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         loss = F.cross_entropy(self.network(batch["x"]).float(), batch["y"])
         return {"loss": loss * float("nan") if len(self.seen) == self.explode_at else loss}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import CheckpointError, UnknownName, UnsafeCheckpoint
 from convatlas.ops.position import resize_position_embedding
-from convatlas.weights import Layout, LoadReport, convert, load_weights, read_checkpoint, save_weights
+from convatlas.weights import Layout, LoadReport, PositionTable, convert, load_weights, read_checkpoint, save_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +342,14 @@ def test_position_embeddings_are_resized() -> None:
     assert torch.equal(model.pos_embed[:, :1], source.pos_embed[:, :1])
     assert torch.equal(model.pos_map, resize_position_embedding(source.pos_map, (3, 6)))
     assert report.adapted[0] == ("pos_embed", "resized from (1, 17, 6) to (1, 26, 6)")
+
+
+def test_position_tables_tell_grid_and_interpolation() -> None:
+    source, model = ViT(), ViT(tokens=1 + 2 * 7)
+    model.position_embeddings = {"pos_embed": PositionTable(1, (2, 7), "bilinear"), "pos_map": 0}  # type: ignore[misc]
+    load_weights(model, source.state_dict())
+    expected = resize_position_embedding(source.pos_embed, (2, 7), num_prefix_tokens=1, mode="bilinear")
+    assert torch.equal(model.pos_embed, expected)
 
 
 def test_position_embeddings_without_a_square_grid_do_not_fit() -> None:

@@ -34,8 +34,8 @@ def run(argv: Sequence[str]) -> int:
     if arguments.resume and not arguments.out:
         raise UsageError("--resume needs --out: the folder of the comparison to go on with")
     task, training = built(parser, arguments, cls)
-    if training.devices != 1:
-        raise UsageError(f"compare trains on one device, got devices {training.devices}")
+    if training.devices != 1 or training.nodes != 1:
+        raise UsageError(f"compare trains on one device, got devices {training.devices} and nodes {training.nodes}")
     folder = Path(arguments.out) if arguments.out else fresh_folder("runs", f"compare-{cls.name}")
     if not arguments.resume and folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} already exists: choose another folder, or go on with it by --resume")

@@ -18,10 +18,13 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--kind", help="only systems of this kind: operator, layer, network, task, method or study")
     parser.add_argument("--available", action="store_true", help="only systems that are part of this version")
     parser.add_argument("--models", action="store_true", help="the names of models instead, as --model takes them")
+    parser.add_argument(
+        "--methods", action="store_true", help="training methods instead, as --methods of train takes them"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    if arguments.models:
-        names = sorted(catalog.models())
+    if arguments.models or arguments.methods:
+        names = sorted(catalog.models() if arguments.models else catalog.METHODS)
         print(json.dumps(names, indent=1) if arguments.json else "\n".join(names))
         return 0
     cards = list(catalog.cards().values())

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from convatlas import __version__
-from convatlas.catalog import TASKS
+from convatlas.allocator import keep_large_blocks
+from convatlas.catalog import DESIGNS, TASKS
 from convatlas.cli.parser import UsageError
 from convatlas.errors import Interrupted, unknown
 from convatlas.training.settings import SettingsError
@@ -24,7 +25,11 @@ VERBS = {
     "evaluate": "measure a trained run on held-out data",
     "predict": "apply a trained run to your files",
     "compare": "train several models under one budget and show them side by side",
+    "bench": "speed and memory beside what one would use instead",
+    "design": "search for an architecture: convatlas design deepmad --params 5e6 --flops 5e8",
     "reproduce": "test the central claim of a paper in a small experiment",
+    "inspect": "what a model costs, layer by layer, and what can be changed in it",
+    "export": "write a model as ONNX or as a torch program, checked against the original",
     "convert": "turn a published checkpoint into safetensors",
 }
 
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail("convatlas", unknown("verb", verb, VERBS), 2)
     command = f"convatlas {verb}"
+    keep_large_blocks()
     told = logging.StreamHandler()  # what the library warns of, e.g. files that are left out
     told.setFormatter(logging.Formatter(f"{command}: %(message)s"))
     logging.getLogger("convatlas").addHandler(told)
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(command, "stopped", 130)
     except (UsageError, SettingsError) as error:
-        task = rest[:1] if rest and rest[0] in TASKS else []
+        task = rest[:1] if rest and rest[0] in {**TASKS, **DESIGNS} else []
         return _fail(command, f"{error} (see '{' '.join([command, *task])} --help')", 2)
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("CONVATLAS_TRACEBACK"):

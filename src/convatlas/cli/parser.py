@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from convatlas.catalog import TASKS, resolve
 from convatlas.errors import Unsupported, unknown
 
-__all__ = ["Parser", "UsageError", "choose_task", "fresh_folder"]
+__all__ = ["Parser", "UsageError", "choose_task", "fresh_folder", "sizes"]
 
 
 class UsageError(ValueError):
@@ -62,3 +62,17 @@ def fresh_folder(base: str | os.PathLike[str], name: str) -> Path:
     while folder.exists():
         folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
     return folder
+
+
+def sizes(text: str | None) -> tuple[int, ...] | None:
+    """The numbers of ``--size``, e.g. ``224,224``; None where it is not given.
+
+    Raises:
+        UsageError: they are no positive numbers.
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"--size must be positive numbers with commas between them, e.g. 224,224, got {text}")
+    return tuple(map(int, words))

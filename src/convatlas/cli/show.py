@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from convatlas import catalog
-from convatlas.catalog import Card
 from convatlas.cli.parser import Parser
 
 __all__ = ["run"]
@@ -20,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     card = catalog.card(arguments.system)
     if arguments.json:
-        print(json.dumps({**card.as_dict(), "public": _public(card)}, indent=1, ensure_ascii=False))
+        print(json.dumps({**card.as_dict(), "public": card.public()}, indent=1, ensure_ascii=False))
         return 0
     from rich.console import Console
     from rich.padding import Padding
@@ -42,14 +41,12 @@ def run(argv: Sequence[str]) -> int:
             console.print("\n[bold]Models[/bold]")
             console.print(Padding(", ".join(card.models), (0, 0, 0, 2)))
         console.print("\n[bold]In Python[/bold]")
-        for module, names in _public(card).items():
+        for module, names in card.public().items():
             console.print(Padding(f"from {module} import {', '.join(names)}", (0, 0, 0, 2)))
+        for name, target in catalog.METHODS.items():
+            if target.partition(":")[0] in card.modules:
+                console.print(f"\nconvatlas train TASK --methods '{{{name}: {{}}}}'", markup=False)
         console.print(f"\nconvatlas reproduce {card.slug}")
+        for name in card.benchmarks:
+            console.print(f"convatlas bench {name}")
     return 0
-
-
-def _public(card: Card) -> dict[str, list[str]]:
-    tables = {"VARIANTS", "PUBLISHED"}
-    modules = {module: catalog.public_names(module) for module in card.modules if not module.startswith("experiments.")}
-    own = {module: [name for name in names if name not in tables] for module, names in modules.items()}
-    return {f"convatlas.{module}": names for module, names in own.items() if names}

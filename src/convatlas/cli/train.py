@@ -36,7 +36,9 @@ def run(argv: Sequence[str]) -> int:
     else:
         parser = task_parser(cls, "train", "[--run RUN | --resume RUN] [--SETTING VALUE ...]")
         parser.add_argument("--run", type=str | None, help="folder to write; by default one below runs/ with the time")
-        parser.add_argument("--resume", type=str | None, help="go on with this interrupted run; takes no settings")
+        parser.add_argument(
+            "--resume", type=str | None, help="go on with this interrupted run; only settings of where it runs"
+        )
         arguments = parser.parse_args(with_recipe(words, cls))
         task, training = built(parser, arguments, cls)
         told = os.environ.get(_RUN) if is_helper() else None
@@ -53,20 +55,28 @@ def run(argv: Sequence[str]) -> int:
 
 def _interrupted(words: Sequence[str], cls: type[Any]) -> tuple[Any, Any, Any]:
     """The words of a command with --resume, and the task and the training settings of that run."""
+    from convatlas.training.arguments import SettingsParser
     from convatlas.training.run import Run
+    from convatlas.training.settings import MOVABLE, Training
     from convatlas.training.task import split_settings
 
     parser = Parser(f"convatlas train {cls.name}", description="Go on with an interrupted run.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="folder of the run")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments, others = parser.parse_known_args(words)
-    if others:
+    fixed = [word for word in others if word.startswith("-") and word.strip("-").partition("=")[0] not in MOVABLE]
+    if fixed:
         raise UsageError(
-            f"--resume takes no other settings, got {' '.join(others)}: a run goes on with those in its config.yaml"
+            f"--resume takes no other settings than {', '.join(MOVABLE)}, got {' '.join(fixed)}: a run goes on with "
+            "those in its config.yaml"
         )
     values = Run.open(arguments.resume).settings()
     if values["task"] != cls.name:
         raise UsageError(f"{arguments.resume} is a run of the task {values['task']}, not of {cls.name}")
+    movable = SettingsParser()
+    movable.add_class_arguments(Training, skip={entry.name for entry in dataclasses.fields(Training)} - set(MOVABLE))
+    movable.set_defaults({name: values[name] for name in MOVABLE if name in values})
+    values |= vars(movable.instantiate(movable.parse_args(others)))
     return arguments, *split_settings(cls, values)
 
 
@@ -83,6 +93,7 @@ def task_parser(cls: type[Any], verb: str, usage: str) -> SettingsParser:
     parser.add_argument("--task", type=str, default=cls.name, help="name of the task, as it stands in YAML files")
     parser.add_class_arguments(cls, help="settings of the task")
     parser.add_class_arguments(Training, help="settings of the training")
+    parser.set_defaults(dict(cls.defaults))
     return parser
 
 

@@ -3,6 +3,10 @@
 images          folders of classes, NPZ, MNIST-format idx files and scikit-learn's digits, read as one kind of set
 image_files     the image files behind it: found, checked, decoded
 arrays          the array formats behind it, validated
+pictures        single pictures with depth, transparency and colour profile
+png16           PNG files of 16 bits
+image_pairs     images to be enlarged, with their low resolution where it is given
+video           clips: frames one after the other, and writing with the sound kept
 transforms      the evaluation preprocessing and the training augmentation of one image
 rand_augment    RandAugment
 mixing          mixup and CutMix of a batch

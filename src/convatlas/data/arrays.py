@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from convatlas.errors import DataError
 
-__all__ = ["Arrays", "as_images", "as_labels", "digits", "idx_files", "read_idx", "read_npz"]
+__all__ = ["Arrays", "as_labels", "as_samples", "digits", "idx_files", "read_idx", "read_npz"]
 
 _IMAGE_KEYS = ("images", "image", "x", "data")
 _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
@@ -31,37 +31,40 @@ class Arrays(NamedTuple):
     labels: npt.NDArray[Any] | None
 
 
-def as_images(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
-    """Bring an array of images into the shape (N, H, W, C), as uint8 or float32.
+def as_samples(array: npt.NDArray[Any], what: str, dims: int = 2) -> npt.NDArray[Any]:
+    """Bring an array of images into the shape (N, H, W, C), or of volumes into (N, D, H, W, C), as uint8 or float32.
 
-    Takes (N, H, W), (N, H, W, C) and (N, C, H, W). Of four axes, the channels are the last or the second one, whichever
-    is at most 16 and smaller than both sides of the image; if that fits neither, the layout is ambiguous and an error.
+    Takes (N, H, W), (N, H, W, C) and (N, C, H, W), or the same with D before H. Where there is an axis for them, the
+    channels are the last or the second one, whichever is at most 16 and smaller than the height and width; if that fits
+    neither, the layout is ambiguous and an error.
     bool becomes 0 and 255; integers from 0 to 255 become uint8; uint16 beyond that is scaled to 8 bit with rounding
     (v * 255 / 65535); floats become float32 and keep their values, which preprocessing takes to be in [0, 1].
 
     Args:
         array: the images.
         what: what to call the array in an error, e.g. ``"photos.npz: x_train"``.
+        dims: 2 for images, 3 for volumes.
 
     Raises:
         DataError: the shape, the type or a value cannot be an image; NaN and infinity name the first bad index.
     """
-    if array.ndim not in (3, 4):
-        raise DataError(f"{what} must have the shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+    axes = "D, H, W" if dims == 3 else "H, W"
+    if array.ndim not in (dims + 1, dims + 2):
+        raise DataError(f"{what} must have the shape (N, {axes}), (N, {axes}, C) or (N, C, {axes}), got {array.shape}")
     if 0 in array.shape:
-        raise DataError(f"{what} holds no image: its shape is {array.shape}")
-    if array.ndim == 3:
+        raise DataError(f"{what} holds no {'volume' if dims == 3 else 'image'}: its shape is {array.shape}")
+    if array.ndim == dims + 1:
         array = array[..., None]
     else:
-        last = array.shape[3] <= _MAX_CHANNELS and array.shape[3] < min(array.shape[1:3])
-        first = array.shape[1] <= _MAX_CHANNELS and array.shape[1] < min(array.shape[2:4])
+        last = array.shape[-1] <= _MAX_CHANNELS and array.shape[-1] < min(array.shape[-3:-1])
+        first = array.shape[1] <= _MAX_CHANNELS and array.shape[1] < min(array.shape[-2:])
         if not last and not first:
             raise DataError(
                 f"{what} has the ambiguous shape {array.shape}: the channels must be the last or the second axis, "
                 f"at most {_MAX_CHANNELS}, and fewer than the pixels of each side"
             )
-        if first:
-            array = array.transpose(0, 2, 3, 1)
+        if not last:
+            array = np.moveaxis(array, 1, -1)
     return np.ascontiguousarray(_as_pixels(array, what))
 
 
@@ -73,7 +76,7 @@ def _as_pixels(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore"):
             images = array.astype(np.float32)
-        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
         if not finite.all():
             bad = int(np.argmin(finite))
             raise DataError(f"{what}[{bad}] holds NaN or infinite values ({int((~finite).sum())} such images in all)")
@@ -111,7 +114,7 @@ def as_labels(array: npt.NDArray[Any], count: int, what: str) -> npt.NDArray[Any
     return labels
 
 
-def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...] | None]:
+def read_npz(path: Path, dims: int = 2) -> tuple[dict[str, Arrays], tuple[str, ...] | None]:
     """Read the splits of an NPZ file and its class names, if it holds any.
 
     Images stand under ``images``, ``x`` or ``data``, labels under ``labels``, ``y`` or ``targets``, either alone (the
@@ -141,7 +144,7 @@ def read_npz(path: Path) -> tuple[dict[str, Arrays], tuple[str, ...] | None]:
         )
     splits = {}
     for split, key in images.items():
-        array = as_images(found[key], f"{path}: {key}")
+        array = as_samples(found[key], f"{path}: {key}", dims)
         label_key = labels.get(split)
         given = None if label_key is None else as_labels(found[label_key], len(array), f"{path}: {label_key}")
         splits[split] = Arrays(array, given)
@@ -197,7 +200,7 @@ def read_idx(path: Path) -> dict[str, Arrays]:
             raise DataError(
                 f"{path} holds several sets of one kind ({file.name} beside {others}): give each its folder"
             )
-        images = as_images(_read_idx_array(file, 3), str(file))
+        images = as_samples(_read_idx_array(file, 3), str(file))
         sources[split], partner = file, _label_file(file)
         labels = None if partner is None else as_labels(_read_idx_array(partner, 1), len(images), str(partner))
         splits[split] = Arrays(images, labels)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convatlas.errors import DataError
 
-__all__ = ["SUFFIXES", "Unreadable", "check_files", "decode", "find_files", "is_image_name", "subfolders"]
+__all__ = [
+    "IMAGES",
+    "SUFFIXES",
+    "FileKind",
+    "Unreadable",
+    "check_files",
+    "decode",
+    "find_files",
+    "opened",
+    "subfolders",
+]
 
 SUFFIXES = frozenset(
     f".{end}" for end in ("bmp", "gif", "jfif", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp")
@@ -36,6 +48,32 @@ class Unreadable(DataError):
         return f"{self.name} cannot be read: {self.reason}"
 
 
+class _Decode(Protocol):
+    def __call__(self, path: str | Path, channels: int, *, name: str | None = None) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of files that hold one sample each.
+
+    Attributes:
+        what: what a file holds, in words.
+        suffixes: how the names of such files end, in small letters.
+        decode: reads a file as an array with the channels last; raises `Unreadable`.
+        is_grey: of a path and what to call it, whether a file has one channel, or why it cannot be read; the third
+            argument says whether to look at all of it or at its header only.
+    """
+
+    what: str
+    suffixes: frozenset[str]
+    decode: _Decode
+    is_grey: Callable[[str, str, bool], bool | Unreadable]
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file is of this kind by its name, e.g. "photo.JPG"."""
+        return path.name.lower().endswith(tuple(self.suffixes)) and not path.name.startswith(".")
+
+
 def decode(path: str | Path, channels: int, *, name: str | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as (H, W, channels) uint8, ``channels`` 1 or 3; conversions as in :func:`read_images`.
 
@@ -47,13 +85,14 @@ def decode(path: str | Path, channels: int, *, name: str | None = None) -> npt.N
     Raises:
         Unreadable: the file is missing, truncated, too large or no image.
     """
-    with _opened(str(path), str(path) if name is None else name) as image:
+    with opened(str(path), str(path) if name is None else name) as image:
         pixels = np.asarray(_as_8_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 @contextmanager
-def _opened(path: str, name: str) -> Iterator[Image.Image]:
+def opened(path: str, name: str) -> Iterator[Image.Image]:
+    """An image file while it is decoded by Pillow; whatever goes wrong is told as `Unreadable`, with ``name``."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image
@@ -87,13 +126,17 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
 def _is_grey(path: str, name: str, pixels: bool) -> bool | Unreadable:
     """Whether a file is stored as grey, or what is wrong with it."""
     try:
-        with _opened(path, name) as image:
+        with opened(path, name) as image:
             return (_as_8_bit(image) if pixels else image).mode in _GREY_MODES
     except Unreadable as error:
         return error
 
 
-def check_files(paths: Sequence[str], names: Sequence[str]) -> list[bool | Unreadable]:
+#: Photographs and drawings, (H, W, C) uint8.
+IMAGES = FileKind("image", SUFFIXES, decode, _is_grey)
+
+
+def check_files(paths: Sequence[str], names: Sequence[str], kind: FileKind = IMAGES) -> list[bool | Unreadable]:
     """For each file whether it is stored as grey, or why it cannot be read.
 
     Up to 20,000 files are decoded, by threads; of more, only the headers are read. On a terminal a progress bar is
@@ -102,6 +145,7 @@ def check_files(paths: Sequence[str], names: Sequence[str]) -> list[bool | Unrea
     Args:
         paths: the files.
         names: what to call each in an error.
+        kind: of the files.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -115,12 +159,12 @@ def check_files(paths: Sequence[str], names: Sequence[str]) -> list[bool | Unrea
         try:
             for first in range(0, len(paths), 64):  # in small lots, so that Ctrl-C waits for one lot only
                 lot = slice(first, first + 64)
-                results += pool.map(_is_grey, paths[lot], names[lot], [pixels] * len(paths[lot]))
+                results += pool.map(kind.is_grey, paths[lot], names[lot], [pixels] * len(paths[lot]))
                 if bar is None and console.is_terminal and time.monotonic() - start > 2:
                     bar = Progress(
                         *Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True
                     )
-                    bar.add_task("checking images", total=len(paths))
+                    bar.add_task(f"checking {kind.what}s", total=len(paths))
                     bar.start()
                 if bar is not None:
                     bar.update(bar.task_ids[0], completed=len(results))
@@ -135,8 +179,8 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def find_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files at any depth below a folder: those that are images by their names, and the others, without hidden ones.
+def find_files(folder: Path, kind: FileKind = IMAGES) -> tuple[list[Path], list[Path]]:
+    """The files at any depth below a folder: those of a kind by their names, and the others, without hidden ones.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -149,9 +193,4 @@ def find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     for place, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-    return [f for f in files if is_image_name(f)], [f for f in files if not is_image_name(f)]
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether a file is an image by its name, e.g. "photo.JPG"."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return [f for f in files if kind.matches(f)], [f for f in files if not kind.matches(f)]

@@ -1,6 +1,7 @@
 """Sets of labelled images, whatever they are kept in, and their stratified split.
 
-One representation of an image everywhere: a numpy array (H, W, C), uint8 or float32 in [0, 1].
+One representation of an image everywhere: a numpy array (H, W, C), uint8 or float32 in [0, 1]. Volumes and short videos
+are the same with an axis more, (D, H, W, C): slices or frames come first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from convatlas.data.arrays import Arrays, as_images, as_labels, digits, idx_files, read_idx, read_npz
-from convatlas.data.image_files import SUFFIXES, Unreadable, check_files, decode, find_files, is_image_name, subfolders
+from convatlas.data.arrays import Arrays, as_labels, as_samples, digits, idx_files, read_idx, read_npz
+from convatlas.data.image_files import IMAGES, FileKind, Unreadable, check_files, find_files, subfolders
 from convatlas.errors import DataError
 
 __all__ = [
@@ -54,13 +55,14 @@ class _Source(Protocol):
 class _Files:
     root: str
     names: tuple[str, ...]
+    kind: FileKind
 
     def image(self, index: int, channels: int) -> npt.NDArray[Any]:
         name = self.names[index]
-        return decode(os.path.join(self.root, name), channels, name=name)
+        return self.kind.decode(os.path.join(self.root, name), channels, name=name)
 
     def subset(self, indices: npt.NDArray[np.int64]) -> _Files:
-        return _Files(self.root, tuple(self.names[i] for i in indices))
+        return _Files(self.root, tuple(self.names[i] for i in indices), self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +80,13 @@ class _Memory:
 
     def image(self, index: int, channels: int) -> npt.NDArray[Any]:
         image: npt.NDArray[Any] = self.array[self.rows[index]]
-        if image.shape[2] == channels:
+        if image.shape[-1] == channels:
             pass
         elif channels == 3:
-            image = image.repeat(3, axis=2)
+            image = image.repeat(3, axis=-1)
         elif image.dtype == np.uint8:
-            image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+            rows = Image.fromarray(image.reshape(-1, *image.shape[-2:]))
+            image = np.asarray(rows.convert("L")).reshape(*image.shape[:-1], 1)
         else:
             image = image @ np.array([[0.299], [0.587], [0.114]], np.float32)
         return image
@@ -124,7 +127,7 @@ class ImageSet:
         return np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes)).astype(np.int64)
 
     def image(self, index: int) -> npt.NDArray[Any]:
-        """The pixels of one image, (H, W, C), uint8 or float32; not to be written to.
+        """The pixels of one image, (H, W, C) or (D, H, W, C), uint8 or float32; not to be written to.
 
         Raises:
             Unreadable: the file has changed since the set was read, or was too much to check then.
@@ -154,7 +157,11 @@ class ImageSet:
 
 
 def read_images(
-    source: str | Path | Sequence[str | Path], *, channels: int | None = None, labelled: bool = True
+    source: str | Path | Sequence[str | Path],
+    *,
+    channels: int | None = None,
+    labelled: bool = True,
+    kind: FileKind = IMAGES,
 ) -> dict[str, ImageSet]:
     """Read images from wherever they are, as sets by split: {"all": ...} or e.g. {"train": ..., "test": ...}.
 
@@ -176,6 +183,8 @@ def read_images(
         channels: 1 or 3 converts every image; None keeps 1 if every file is stored as grey, else gives 3, and keeps
             the channels of arrays.
         labelled: False reads the images without labels; a folder is then the one split "all".
+        kind: what the files hold: `IMAGES`, or `convatlas.data.volumes.volume_files` for volumes and short videos, in
+            which case an ``.npz`` file has them as (N, D, H, W), (N, D, H, W, C) or (N, C, D, H, W).
 
     Raises:
         DataError: there is nothing at ``source``, no image can be read, or labels are missing or wrong.
@@ -184,10 +193,10 @@ def read_images(
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
     try:
         if isinstance(source, str | Path):
-            return _read_one(source, channels, labelled)
+            return _read_one(source, channels, labelled, kind)
         if len(source) == 1:
-            return _read_one(source[0], channels, labelled)
-        return _read_several([Path(path) for path in source], channels, labelled)
+            return _read_one(source[0], channels, labelled, kind)
+        return _read_several([Path(path) for path in source], channels, labelled, kind)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from None
 
@@ -200,7 +209,7 @@ def from_arrays(
     channels: int | None = None,
     name: str = "array",
 ) -> ImageSet:
-    """A set of the images in an array; see :func:`convatlas.data.arrays.as_images` for shapes and types.
+    """A set of the images in an array; see :func:`convatlas.data.arrays.as_samples` for shapes and types.
 
     Args:
         images: (N, H, W), (N, H, W, C) or (N, C, H, W).
@@ -212,7 +221,7 @@ def from_arrays(
     Raises:
         DataError: the arrays do not fit each other or cannot be images and labels.
     """
-    pixels = as_images(images, f"{name}: images")
+    pixels = as_samples(images, f"{name}: images")
     given = None if labels is None else as_labels(labels, len(pixels), f"{name}: labels")
     names = None if classes is None else tuple(classes)
     return _from_splits({"all": Arrays(pixels, given)}, names, channels, labels is not None, name)["all"]
@@ -277,22 +286,24 @@ def stratified_split(image_set: ImageSet, fractions: Mapping[str, float], seed: 
     return {name: image_set.subset(np.sort(rows)) for name, rows in parts.items()}
 
 
-def _read_one(source: str | Path, channels: int | None, labelled: bool) -> dict[str, ImageSet]:
-    if source == "digits":
+def _read_one(source: str | Path, channels: int | None, labelled: bool, kind: FileKind) -> dict[str, ImageSet]:
+    flat = kind is IMAGES
+    if flat and source == "digits":
         return _from_splits({"all": digits()}, None, channels, labelled, "digits")
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError(f'{source} does not exist; expected a folder, an .npz file or "digits"')
+        raise DataError(f"{source} does not exist; expected a folder, an .npz file" + ' or "digits"' * flat)
     if path.suffix.lower() == ".npz" and path.is_file():
-        splits, classes = read_npz(path)
+        splits, classes = read_npz(path, dims=2 if flat else 3)
         return _from_splits(splits, classes, channels, labelled, path.stem)
-    if idx_files(path):
+    if flat and idx_files(path):
         return _from_splits(read_idx(path), None, channels, labelled, path.name)
     if not labelled:
-        return _read_several([path], channels, labelled)
+        return _read_several([path], channels, labelled, kind)
     if not path.is_dir():
-        raise DataError(f'{source} must be a folder with one subfolder for each class, an .npz file or "digits"')
-    return _read_classes(path, channels)
+        what = f"{source} must be a folder with one subfolder for each class, an .npz file"
+        raise DataError(what + ' or "digits"' * flat)
+    return _read_classes(path, channels, kind)
 
 
 def _from_splits(
@@ -320,7 +331,7 @@ def _from_splits(
     result = {}
     for split in (name for name in ("all", "train", "val", "test") if name in splits):
         images = splits[split].images
-        depth = images.shape[3]
+        depth = images.shape[-1]
         if channels not in (None, depth) and depth not in (1, 3):
             raise DataError(f"{name} has images of {depth} channels, which cannot be converted to {channels}")
         pixels = images.view()
@@ -334,26 +345,26 @@ def _from_splits(
     return result
 
 
-def _read_several(paths: Sequence[Path], channels: int | None, labelled: bool) -> dict[str, ImageSet]:
+def _read_several(paths: Sequence[Path], channels: int | None, labelled: bool, kind: FileKind) -> dict[str, ImageSet]:
     """Unlabelled images of files and folders; names are relative to a single folder, else as given."""
     if labelled:
         raise DataError('labelled images must come from one folder, .npz file or "digits", not from single files')
     if not paths:
-        raise DataError("no image was given")
+        raise DataError(f"no {kind.what} was given")
     root = paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()
     files: list[Path] = []
     skipped: list[Skipped] = []
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path} does not exist; expected an image file or a folder of images")
-        found, others = find_files(path) if path.is_dir() else ([path], [])
+            raise DataError(f"{path} does not exist; expected {_a(kind.what)} file or a folder of {kind.what}s")
+        found, others = find_files(path, kind) if path.is_dir() else ([path], [])
         files += found
-        skipped += _not_images(others, root)
+        skipped += _others(others, root, kind)
     split = {"all": [(file, -1) for file in files]}
-    return _from_files(root, split, (), channels, {"all": skipped})
+    return _from_files(root, split, (), channels, {"all": skipped}, kind)
 
 
-def _read_classes(root: Path, channels: int | None) -> dict[str, ImageSet]:
+def _read_classes(root: Path, channels: int | None, kind: FileKind) -> dict[str, ImageSet]:
     """Folders of classes, in one split or several."""
     folders = {"all": root}
     tops = subfolders(root)
@@ -375,20 +386,21 @@ def _read_classes(root: Path, channels: int | None) -> dict[str, ImageSet]:
     skipped: dict[str, list[Skipped]] = {}
     for split, top in folders.items():
         files[split], skipped[split] = [], []
-        loose = [file for file in sorted(top.iterdir()) if file.is_file() and is_image_name(file)]
+        loose = [file for file in sorted(top.iterdir()) if file.is_file() and kind.matches(file)]
         skipped[split] += [Skipped(_relative(file, root), "in no class folder") for file in loose]
         for folder in subfolders(top):
-            found, others = find_files(folder)
+            found, others = find_files(folder, kind)
             if found and folder.name not in position:
                 raise DataError(f"{folder} is a class that {folders['train']} does not have")
             files[split] += [(file, position[folder.name]) for file in found]
-            skipped[split] += _not_images(others, root)
+            skipped[split] += _others(others, root, kind)
         if not files[split]:
-            layout = f"expected one subfolder of images for each class, e.g. {top}/cat/1.jpg"
+            example = f"{top}/cat/1{'.jpg' if kind is IMAGES else min(kind.suffixes)}"
+            layout = f"expected one subfolder of {kind.what}s for each class, e.g. {example}"
             if loose and not subfolders(top):
-                raise DataError(f"{top} holds {len(loose)} images, but no class subfolders: {layout}")
-            raise DataError(f"{top} {'holds no image files' if any(top.iterdir()) else 'is empty'}: {layout}")
-    return _from_files(root, files, classes, channels, skipped)
+                raise DataError(f"{top} holds {len(loose)} {kind.what}s, but no class subfolders: {layout}")
+            raise DataError(f"{top} {f'holds no {kind.what} files' if any(top.iterdir()) else 'is empty'}: {layout}")
+    return _from_files(root, files, classes, channels, skipped, kind)
 
 
 def _from_files(
@@ -397,14 +409,15 @@ def _from_files(
     classes: tuple[str, ...],
     channels: int | None,
     skipped: Mapping[str, Sequence[Skipped]],
+    kind: FileKind,
 ) -> dict[str, ImageSet]:
     """Check the files of all splits together and keep those that can be read."""
     paths = {split: [file for file, _ in files] for split, files in splits.items()}
     names = {split: [_relative(file, root) for file in files] for split, files in paths.items()}
     flat = [str(file) for files in paths.values() for file in files]
     if not flat:
-        raise DataError(f"{root} holds no image files ({', '.join(sorted(SUFFIXES))})")
-    checked = iter(check_files(flat, [name for part in names.values() for name in part]))
+        raise DataError(f"{root} holds no {kind.what} files ({', '.join(sorted(kind.suffixes))})")
+    checked = iter(check_files(flat, [name for part in names.values() for name in part], kind))
     found = {split: [next(checked) for _ in files] for split, files in paths.items()}
     if channels is None:
         coloured = any(grey is False for part in found.values() for grey in part)
@@ -416,16 +429,23 @@ def _from_files(
         if not rows and len(part) == 1:
             raise failed[0]
         if not rows:
-            raise DataError(f"none of the {len(part)} image files of {root} ({split}) can be read; first: {failed[0]}")
-        source = _Files(str(root), tuple(names[split][row] for row in rows))
+            raise DataError(
+                f"none of the {len(part)} {kind.what} files of {root} ({split}) can be read; first: {failed[0]}"
+            )
+        source = _Files(str(root), tuple(names[split][row] for row in rows), kind)
         labels = np.array([splits[split][row][1] for row in rows], np.int64)
         reasons = (*skipped[split], *(Skipped(error.name, error.reason) for error in failed))
         result[split] = ImageSet(classes, labels, channels, tuple(sorted(reasons, key=lambda s: s.path)), source)
     return result
 
 
-def _not_images(files: Sequence[Path], root: Path) -> list[Skipped]:
-    return [Skipped(_relative(file, root), f"not an image file ({file.suffix or 'no suffix'})") for file in files]
+def _others(files: Sequence[Path], root: Path, kind: FileKind) -> list[Skipped]:
+    what = f"not {_a(kind.what)} file"
+    return [Skipped(_relative(file, root), f"{what} ({file.suffix or 'no suffix'})") for file in files]
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -27,7 +27,6 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augment",
-    "Augmented",
     "Interpolation",
     "Preprocess",
     "affine",
@@ -114,7 +113,8 @@ class Preprocess:
     """The evaluation transform: resize, crop the centre, normalise. Gives a float32 tensor (C, H, W).
 
     The image is resized, keeping its proportions, until it covers floor(size / crop), and the central ``size`` is cut
-    out; uint8 becomes [0, 1], float values stay as they are; then the mean is taken off and the rest divided by std.
+    out; with ``stretch`` it is resized to ``size`` as a whole, whatever its proportions. uint8 becomes [0, 1], float
+    values stay as they are; then the mean is taken off and the rest divided by std.
 
     Attributes:
         size: height and width of the result, or one value for both.
@@ -122,6 +122,7 @@ class Preprocess:
         std: per channel, in the same way.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         crop: share of the resized image's side that is kept, in (0, 1].
+        stretch: resize the whole image, without a crop.
     """
 
     size: int | tuple[int, int] = 224
@@ -129,6 +130,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     crop: float = 0.875
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -139,6 +141,8 @@ class Preprocess:
             raise unknown("interpolation", self.interpolation, _RESAMPLING)
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
+        if self.stretch and self.crop != 1:
+            raise ValueError(f"crop must be 1 where images are stretched, got {self.crop}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -152,6 +156,8 @@ class Preprocess:
 
     def view(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The part of an image that a network sees, (height, width, C), in the image's own type."""
+        if self.stretch:
+            return resize(image, self.shape, self.interpolation)
         (height, width), (old_height, old_width) = self.shape, image.shape[:2]
         cover_height, cover_width = math.floor(height / self.crop), math.floor(width / self.crop)
         if old_height * cover_width <= old_width * cover_height:
@@ -287,18 +293,6 @@ class Augment:
             translate=(down, right),
             scale=1 + _uniform(-self.zoom, self.zoom, generator),
         )
-
-
-@dataclass(frozen=True)
-class Augmented:
-    """A training transform made whole: ``Augmented(augment, preprocess)(image, generator)`` gives a tensor."""
-
-    augment: Augment
-    preprocess: Preprocess
-
-    def __call__(self, image: npt.NDArray[Any], generator: torch.Generator) -> Tensor:
-        """Augment an image (H, W, C) into a normalised tensor (C, height, width)."""
-        return self.augment(image, self.preprocess, generator)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -368,9 +368,9 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
             if isinstance(value, float)
         ),
     ]
-    steps = [_steps(run.task.network, run.task.preprocess.shape) for run in (convnext, inception)]
+    steps = [_steps(run.task.network, run.task.preprocess.shape[-2:]) for run in (convnext, inception)]
     time = _alternate(*steps, pairs=STEP_PAIRS)
-    height, width = inception.task.preprocess.shape
+    height, width = inception.task.preprocess.shape[-2:]
     speed: list[Part] = [
         Claim.judge(
             "InceptionNeXt-T trains faster than ConvNeXt-T",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -27,6 +26,7 @@ from convatlas.recognition.task import Recognition
 from convatlas.report import Cell, Files, Lines, Part, Report, Section, Table, Verdict
 from convatlas.training.measure import count_parameters, provenance
 from convatlas.training.optim import learning_rate, make_optimizer
+from convatlas.training.progress import progress as bar
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
 from convatlas.training.task import seed_everything, split_settings
@@ -34,6 +34,7 @@ from convatlas.training.task import seed_everything, split_settings
 __all__ = [
     "IMAGENET_CLASSES",
     "FullRun",
+    "Samples",
     "Trained",
     "accuracy_differences",
     "accuracy_parts",
@@ -41,6 +42,7 @@ __all__ = [
     "device",
     "finished",
     "full_parts",
+    "one_thread",
     "progress",
     "published_accuracy",
     "published_top1",
@@ -58,22 +60,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error; the function that it yields says what is under way and advances by one."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    hidden = os.environ.get("CONVATLAS_PROGRESS", "1") == "0"
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("preparing", total=total)
-        yield lambda doing: bar.update(task, advance=1, description=doing)
+def progress(total: int) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar of an experiment; the function that it yields says what is under way and advances by one."""
+    return bar("preparing", total)
 
 
 # -- quick: short trainings on scikit-learn's digits -------------------------------------------------------------------
 
 
-class _Digits(NamedTuple):
+class Samples(NamedTuple):
+    """Training and test samples with their labels, ready for a network: (N, C, ...) and (N)."""
+
     images: Tensor
     labels: Tensor
     test_images: Tensor
@@ -93,26 +90,30 @@ def compare(
     training: Training,
     *,
     seeds: Sequence[int],
-    train_fraction: float,
+    train_fraction: float = 0.5,
+    samples: Callable[[int], Samples] | None = None,
     advance: Callable[[str], None],
+    change: Callable[[Tensor, int], Tensor] | None = None,
 ) -> dict[str, list[Trained]]:
-    """Train every network on the digits with every seed; one result a seed.
+    """Train every network on the digits, or on other samples, with every seed; one result a seed.
 
     A seed decides the split, the order and the initialisation, so that results of one seed are pairs. The accuracy is
     that of the last epoch: nothing is chosen on the test images. On the CPU one thread does it all, so that the numbers
     do not depend on how many there are.
 
     Args:
-        networks: what to build, by name; images are (B, 1, 32, 32), classes 10.
+        networks: what to build, by name; classes are 10.
         training: epochs, batch size, optimizer and learning rates.
         seeds: of the repetitions.
         train_fraction: share of the 1797 digits that is trained on; the others are the test images.
+        samples: makes other samples than the digits from a seed.
         advance: called after every epoch.
+        change: makes what the networks see of all images (N, 1, 32, 32), from 0 to 1, and a seed; nothing by default.
     """
     trained: dict[str, list[Trained]] = {name: [] for name in networks}
-    with _one_thread():
+    with one_thread():
         for seed in seeds:
-            data = _digits(train_fraction, seed)
+            data = samples(seed) if samples else _digits(train_fraction, seed, change)
             for name, build in networks.items():
                 seed_everything(seed)
                 settings = dataclasses.replace(training, seed=seed)
@@ -121,7 +122,8 @@ def compare(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that numbers do not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,21 +132,25 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _digits(train_fraction: float, seed: int) -> _Digits:
+def _digits(train_fraction: float, seed: int, change: Callable[[Tensor, int], Tensor] | None = None) -> Samples:
     parts = {"train": train_fraction, "test": 1 - train_fraction}
     sets = stratified_split(read_images("digits")["all"], parts, seed)
-    preprocess = Preprocess(size=32, mean=(0.5,), std=(0.25,), interpolation="bicubic", crop=1.0)
+    preprocess = Preprocess(size=32, mean=(0.0,), std=(1.0,), interpolation="bicubic", crop=1.0)
     tensors = []
-    for images in sets.values():
-        tensors.append(torch.stack([preprocess(images.image(index)) for index in range(len(images))]))
-        tensors.append(torch.from_numpy(images.labels))
-    return _Digits(*(tensor.to(device()) for tensor in tensors))
+    for place, images in enumerate(sets.values()):
+        pictures = torch.stack([preprocess(images.image(index)) for index in range(len(images))])
+        if change is not None:
+            pictures = change(pictures, 2 * seed + place)
+        tensors += [(pictures - 0.5) / 0.25, torch.from_numpy(images.labels)]
+    return Samples(*(tensor.to(device()) for tensor in tensors))
 
 
-def _train(network: nn.Module, data: _Digits, training: Training, advance: Callable[[], None]) -> Trained:
-    # The format in which depthwise and 1x1 convolutions of this size are fastest.
-    network = network.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = data.images.contiguous(memory_format=torch.channels_last)
+def _train(network: nn.Module, data: Samples, training: Training, advance: Callable[[], None]) -> Trained:
+    data = Samples(*(tensor.to(device()) for tensor in data))
+    network, images = network.to(device()), data.images
+    if images.dim() == 4:  # the format in which depthwise and 1x1 convolutions of this size are fastest
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, training)
     steps = -(-len(images) // training.batch_size)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(training, step, steps) / training.lr)

@@ -1,4 +1,6 @@
-"""The protocol of every network: a frozen config, features from high to low resolution, a head that can be replaced."""
+"""The protocols of networks: a frozen config; backbones, with features from high to low resolution and a head that can
+be replaced; upscalers, which enlarge an image.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convatlas.data.transforms import Preprocess
+from convatlas.data.volume_transforms import VolumePreprocess
 from convatlas.errors import unknown
 from convatlas.weights import Layout
 
-__all__ = ["Backbone", "BackboneConfig", "Feature", "FeatureExtractor", "NetworkConfig", "PublishedFile"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Feature",
+    "FeatureExtractor",
+    "NetworkConfig",
+    "PublishedFile",
+    "Upscaler",
+    "UpscalerConfig",
+]
 
 
 class Feature(NamedTuple):
@@ -67,12 +79,13 @@ class NetworkConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(NetworkConfig):
-    """Config of a network for images with a classifier.
+    """Config of a network for images, or for volumes and short videos, with a classifier.
 
     Attributes:
         num_classes: size of the classifier; 0 leaves it out, so that `forward` gives the features before it.
         in_channels: channels of the input image.
-        preprocess: how the published weights expect an image to be prepared.
+        preprocess: how the published weights expect an image to be prepared; a `VolumePreprocess` says that the network
+            takes volumes.
 
     Raises:
         ValueError: num_classes or in_channels is out of range.
@@ -80,7 +93,7 @@ class BackboneConfig(NetworkConfig):
 
     num_classes: int = 1000
     in_channels: int = 3
-    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess: Preprocess | VolumePreprocess = field(default_factory=Preprocess)
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:
@@ -93,7 +106,7 @@ class BackboneConfig(NetworkConfig):
 
 
 class Backbone(nn.Module, ABC):
-    """A network that turns an image (B, C, H, W) into feature maps and class scores.
+    """A network that turns an image (B, C, H, W), or a volume (B, C, D, H, W), into feature maps and class scores.
 
     A subclass sets ``feature_info`` in its constructor and defines `forward_features`, `forward_head` and
     `reset_classifier`.
@@ -105,8 +118,10 @@ class Backbone(nn.Module, ABC):
     classifier_modules: ClassVar[tuple[str, ...]] = ()
     #: Convolutions that read the image.
     stem_modules: ClassVar[tuple[str, ...]] = ()
-    #: Smallest height and width of an image; None is the total stride.
-    min_size: ClassVar[int | None] = None
+    #: Last names of parameters of several axes that weight decay leaves alone, such as class tokens.
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    #: Smallest size of an image on every axis, or on each; None is the total stride.
+    min_size: int | tuple[int, ...] | None = None
 
     feature_info: tuple[Feature, ...]
 
@@ -131,7 +146,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, x: Tensor) -> Tensor:
-        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0."""
+        """Class scores (B, num_classes) of the last feature map; its pooled features when num_classes is 0.
+
+        A network with a class token, which its maps do not hold, takes that token (B, C) instead of the map.
+        """
 
     @abstractmethod
     def reset_classifier(self, num_classes: int) -> None:
@@ -147,9 +165,7 @@ class Backbone(nn.Module, ABC):
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
         """A random input of the published size, for tracing and timing."""
-        size = self.config.preprocess.size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (torch.randn(batch, self.in_channels, height, width),)
+        return (torch.randn(batch, self.in_channels, *self.config.preprocess.shape),)
 
     def layers(self) -> list[nn.Module]:
         """The network cut into steps from input to output, which layer-wise learning-rate decay goes down.
@@ -165,21 +181,104 @@ class Backbone(nn.Module, ABC):
         """Recompute the activations of each stage in the backward pass instead of keeping them: less memory, slower."""
         self.gradient_checkpointing = enabled
 
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _run_stage(self, stage: nn.Module, *inputs: Any) -> Any:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # A captured graph updates the statistics once anyway, and takes no context.
             contexts: dict[str, Any] = (
                 {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recomputing(stage)}
             )
-            return checkpoint(stage, x, use_reentrant=False, **contexts)
-        return stage(x)
+            return checkpoint(stage, *inputs, use_reentrant=False, **contexts)
+        return stage(*inputs)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        dims = len(self.config.preprocess.shape)
+        if x.dim() != dims + 2 or x.shape[1] != self.in_channels:
+            axes = "D, H, W" if dims == 3 else "H, W"
+            raise ValueError(f"x must be (B, {self.in_channels}, {axes}), got {tuple(x.shape)}")
         least = self.min_size or self.feature_info[-1].stride
-        if min(x.shape[2:]) < least:
-            raise ValueError(f"x must be at least {least} x {least} pixels, got {x.shape[2]} x {x.shape[3]}")
+        least = (least,) * dims if isinstance(least, int) else least
+        if any(size < bound for size, bound in zip(x.shape[2:], least, strict=True)):
+            what = "voxels" if dims == 3 else "pixels"
+            wanted, got = (" x ".join(map(str, sizes)) for sizes in (least, x.shape[2:]))
+            raise ValueError(f"x must be at least {wanted} {what}, got {got}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalerConfig(NetworkConfig):
+    """Config of a network that enlarges an image.
+
+    Attributes:
+        scale: how many times as high and wide the image becomes.
+        in_channels: channels of the image: 1 for luma, 3 for RGB.
+
+    Raises:
+        ValueError: scale or in_channels is smaller than 1.
+    """
+
+    scale: int = 3
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "in_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+    @abstractmethod
+    def build(self) -> Upscaler: ...
+
+
+class Upscaler(nn.Module, ABC):
+    """A network that enlarges an image (B, C, H, W) with values in [0, 1] to (B, C, scale H, scale W).
+
+    What it does at a pixel must not depend on where the pixel lies, so that a large image can be enlarged in tiles.
+    """
+
+    #: How foreign checkpoint layouts map to this class (see `convatlas.weights`).
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+
+    def __init__(self, config: UpscalerConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+
+    @property
+    def scale(self) -> int:
+        """How many times as high and wide the image becomes."""
+        return int(self.config.scale)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the image."""
+        return int(self.config.in_channels)
+
+    @property
+    def frames(self) -> int:
+        """Consecutive frames that it takes, their channels one after the other; it enlarges the middle one."""
+        return 1
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many pixels of the input away something can still change the pixels that one pixel becomes."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The enlarged image (B, in_channels, scale H, scale W) of an image (B, frames * in_channels, H, W) in [0, 1].
+
+        Raises:
+            ValueError: x has a wrong number of dimensions or channels, or is not floating point.
+        """
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A random image of 64 x 64 pixels, for tracing and timing."""
+        return (torch.rand(batch, self.frames * self.in_channels, 64, 64),)
+
+    def _check_input(self, x: Tensor) -> None:
+        channels = self.frames * self.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must be (B, {channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point with values in [0, 1], got {x.dtype}")
 
 
 class FeatureExtractor(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
+from convatlas.nn.depthwise import DepthwiseConv2d
 from convatlas.nn.drop import DropPath, drop_path_rates
 from convatlas.nn.mixers.inception import PartialDWConv2d
 from convatlas.nn.norm import ChannelLayerNorm
@@ -71,7 +72,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv: nn.Module
         if conv_ratio == 1:
-            self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+            self.dwconv = DepthwiseConv2d(channels, channels, kernel_size, padding=kernel_size // 2)
         else:
             self.dwconv = PartialDWConv2d(channels, kernel_size, conv_ratio)
         self.norm = nn.LayerNorm(channels, eps=1e-6)

@@ -130,7 +130,7 @@ class MobileNetV2(Backbone):
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
     classifier_modules: ClassVar[tuple[str, ...]] = ("classifier.1",)
     stem_modules: ClassVar[tuple[str, ...]] = ("features.0.0",)
-    min_size: ClassVar[int | None] = 1  # every layer is padded
+    min_size = 1  # every layer is padded
 
     def __init__(self, config: MobileNetV2Config, *, attention: Attention | None = None) -> None:
         super().__init__(config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,10 +20,12 @@ from convatlas.networks.base import Backbone, BackboneConfig, Feature, Published
 from convatlas.nn.mixers.eca import eca_per_stage
 from convatlas.weights import Layout
 
-__all__ = ["PUBLISHED", "VARIANTS", "BasicBlock", "Bottleneck", "ResNet", "ResNetConfig", "projection"]
+__all__ = ["PUBLISHED", "VARIANTS", "BasicBlock", "Bottleneck", "MakeConv", "ResNet", "ResNetConfig", "projection"]
 
 #: Makes the attention of a block from its channels; it keeps the shape of a map (B, C, H, W).
 Attention = Callable[[int], nn.Module]
+#: Makes a convolution from input channels, output channels, kernel size and stride; it pads by half the kernel.
+MakeConv = Callable[[int, int, int, int], nn.Module]
 
 _LAYOUTS = {
     "authors": Layout(renames=((r"(^|\.)eca\.conv\.weight$", r"\1attention.weight"),)),
@@ -42,6 +44,7 @@ class ResNetConfig(BackboneConfig):
         stem_width: channels of the stem.
         small_stem: a 3x3 stem that keeps the resolution, for images of about 32 pixels, instead of 7x7 with stride 2
             and max-pooling.
+        stem_pool: whether a max-pooling follows the stem; by default behind the large one only.
         eca_kernel_sizes: kernel size of ECA for each stage, as numbers or as digits ("3557"); None for no attention.
     """
 
@@ -50,6 +53,7 @@ class ResNetConfig(BackboneConfig):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
     small_stem: bool = False
+    stem_pool: bool | None = None
     eca_kernel_sizes: tuple[int, ...] | str | None = None
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(interpolation="bilinear"))
 
@@ -66,6 +70,7 @@ class BasicBlock(nn.Module):
         stride: of the first convolution.
         downsample: maps the input to the shape of the output where they differ; see `projection`.
         attention: module at the end of the residual branch that keeps the shape; by default the identity.
+        conv: makes the convolutions; by default those of torch, without bias.
     """
 
     expansion: ClassVar[int] = 1
@@ -79,11 +84,13 @@ class BasicBlock(nn.Module):
         stride: int = 1,
         downsample: nn.Module | None = None,
         attention: nn.Module | None = None,
+        conv: MakeConv | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, stride)
+        conv = conv or _conv
+        self.conv1 = conv(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
+        self.conv2 = conv(width, width, 3, 1)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention or nn.Identity()
@@ -105,6 +112,7 @@ class Bottleneck(nn.Module):
         stride: of the 3x3 convolution.
         downsample: maps the input to the shape of the output where they differ; see `projection`.
         attention: module at the end of the residual branch that keeps the shape; by default the identity.
+        conv: makes the convolutions; by default those of torch, without bias.
     """
 
     expansion: ClassVar[int] = 4
@@ -118,13 +126,15 @@ class Bottleneck(nn.Module):
         stride: int = 1,
         downsample: nn.Module | None = None,
         attention: nn.Module | None = None,
+        conv: MakeConv | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 1)
+        conv = conv or _conv
+        self.conv1 = conv(in_channels, width, 1, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = conv(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, self.expansion * width, 1)
+        self.conv3 = conv(width, self.expansion * width, 1, 1)
         self.bn3 = nn.BatchNorm2d(self.expansion * width)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention or nn.Identity()
@@ -151,6 +161,7 @@ class ResNet(Backbone):
         config: what to build.
         attention: makes the attention of a block from its channels, e.g. ``SqueezeExcite``, for studies with another
             one; by default the ECA of the config, or none.
+        conv: makes the convolutions; by default those of torch, without bias.
 
     Raises:
         UnknownName: there is no such block.
@@ -160,10 +171,13 @@ class ResNet(Backbone):
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
     classifier_modules: ClassVar[tuple[str, ...]] = ("fc",)
     stem_modules: ClassVar[tuple[str, ...]] = ("conv1",)
-    min_size: ClassVar[int | None] = 1  # every layer is padded
+    min_size = 1  # every layer is padded
 
-    def __init__(self, config: ResNetConfig, *, attention: Attention | None = None) -> None:
+    def __init__(
+        self, config: ResNetConfig, *, attention: Attention | None = None, conv: MakeConv | None = None
+    ) -> None:
         super().__init__(config)
+        conv = conv or _conv
         depths, widths = config.depths, config.widths
         if config.block not in _BLOCKS:
             raise unknown("block", config.block, _BLOCKS)
@@ -173,19 +187,17 @@ class ResNet(Backbone):
         attentions: Sequence[Attention] = [attention or nn.Identity] * len(depths)
         if attention is None and config.eca_kernel_sizes is not None:
             attentions = eca_per_stage(config.eca_kernel_sizes, len(depths))
-        if config.small_stem:
-            self.conv1 = _conv(config.in_channels, config.stem_width, 3)
-        else:
-            self.conv1 = _conv(config.in_channels, config.stem_width, 7, 2)
+        self.conv1 = conv(config.in_channels, config.stem_width, *((3, 1) if config.small_stem else (7, 2)))
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if config.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
-        stride, channels = (1 if config.small_stem else 4), config.stem_width
+        pooled = not config.small_stem if config.stem_pool is None else config.stem_pool
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()
+        stride, channels = (1 if config.small_stem else 2) * (2 if pooled else 1), config.stem_width
         features: list[Feature] = []
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):
             step = 2 if features else 1
-            self.add_module(name, _stage(block, channels, width, depth, step, make_attention))
+            self.add_module(name, _stage(block, channels, width, depth, step, make_attention, conv))
             channels, stride = block.expansion * width, stride * step
             features.append(Feature(channels, stride))
         self.feature_info = tuple(features)
@@ -193,12 +205,15 @@ class ResNet(Backbone):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         self._check_input(x)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self._stem(x)
         features = []
         for name in self._stages:
             x = self._run_stage(self.get_submodule(name), x)
             features.append(x)
         return features
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward_head(self, x: Tensor) -> Tensor:
         return self.fc(x.mean((2, 3)))
@@ -211,19 +226,23 @@ class ResNet(Backbone):
             self.fc = nn.Linear(self.feature_info[-1].channels, num_classes, device=weight.device, dtype=weight.dtype)
 
 
-def projection(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
+def projection(in_channels: int, out_channels: int, *, stride: int = 1, conv: MakeConv | None = None) -> nn.Sequential:
     """The shortcut of a block that changes channels or resolution: 1x1 convolution and batch norm (paper, option B)."""
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential((conv or _conv)(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
 def _stage(
-    block: _Block, in_channels: int, width: int, depth: int, stride: int, make_attention: Attention
+    block: _Block, in_channels: int, width: int, depth: int, stride: int, make_attention: Attention, conv: MakeConv
 ) -> nn.Sequential:
     channels = block.expansion * width
     changes = stride != 1 or in_channels != channels
-    downsample = projection(in_channels, channels, stride=stride) if changes else None
-    first = block(in_channels, width, stride=stride, downsample=downsample, attention=make_attention(channels))
-    return nn.Sequential(first, *(block(channels, width, attention=make_attention(channels)) for _ in range(depth - 1)))
+    downsample = projection(in_channels, channels, stride=stride, conv=conv) if changes else None
+
+    def make(in_channels: int, **changes: Any) -> nn.Module:
+        return block(in_channels, width, attention=make_attention(channels), conv=conv, **changes)
+
+    first = make(in_channels, stride=stride, downsample=downsample)
+    return nn.Sequential(first, *(make(channels) for _ in range(depth - 1)))
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:

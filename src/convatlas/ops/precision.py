@@ -16,4 +16,5 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     It is entered only where there is something to switch off, because it leaves a trace in exported programs.
     """
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    lowered = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if lowered else contextlib.nullcontext()

@@ -30,6 +30,8 @@ _MANY_CHANNELS = 8
 def _auto(x: Tensor, factor: int | Sequence[int], order: Order = "CRD") -> str:
     if _torch_refuses(x, factor, order):
         return "view"
+    if torch.compiler.is_compiling():  # one operator of the graph, DepthToSpace in ONNX, and no guard on the size
+        return "torch"
     # Torch has a good kernel for channels_last, but it needs several channels to run along.
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     many = x.shape[1] >= _MANY_CHANNELS * math.prod(_factors(x, factor))

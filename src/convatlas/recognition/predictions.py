@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from convatlas.data.images import ImageSet, Skipped
 from convatlas.files import write_text
 from convatlas.report import printable
 
-__all__ = ["Predictions", "joined", "tell_skipped"]
+__all__ = ["Predictions", "joined"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +53,6 @@ class Predictions:
             true = self.images.classes[label] if label >= 0 else ""
             writer.writerow([printable(name), *first, true, *(cell for pair in rest for cell in pair)])
         write_text(path, text.getvalue())
-
-
-def tell_skipped(skipped: Iterable[Skipped], shown: int = 3) -> None:
-    """Say which files are left out: a warning of the logger, on standard error unless the program does otherwise."""
-    skipped = list(skipped)
-    if skipped:
-        some = "; ".join(printable(f"{each.path}: {each.reason}") for each in skipped[:shown])
-        more = f"; and {len(skipped) - shown} more, listed in the report" if len(skipped) > shown else ""
-        noun = "file is" if len(skipped) == 1 else "files are"
-        logging.getLogger(__name__).warning("%d %s left out: %s%s", len(skipped), noun, some, more)
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
+from convatlas.data.volumes import montage
 from convatlas.files import atomic_path
-from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Scatter, Section, Table
-from convatlas.training.measure import count_parameters, latency, provenance
+from convatlas.recognition.class_scores import class_scores, confusion_matrix
+from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Section, Table
+from convatlas.training.comparison import cost_table, files_section, listed, side_by_side
+from convatlas.training.left_out import skipped_sections
+from convatlas.training.measure import provenance
 from convatlas.training.run import Run
 
 if TYPE_CHECKING:
@@ -53,7 +56,11 @@ def evaluation_report(task: Recognition, predictions: Predictions) -> Report:
     measured = quality(predictions)
     summary = f"{task.model}: {measured['accuracy']:.2%} of {len(predictions.images)} images are named rightly."
     skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
-    sections = [Section("Quality", _quality_parts(predictions, measured)), *_mistakes(predictions), *_skipped(skipped)]
+    sections = [
+        Section("Quality", _quality_parts(predictions, measured)),
+        *_mistakes(predictions),
+        *skipped_sections(skipped),
+    ]
     return Report(f"Evaluation of {task.model}", summary, sections, provenance())
 
 
@@ -70,7 +77,7 @@ def prediction_report(task: Recognition, predictions: Predictions) -> Report:
     if len(share) <= 30:
         parts.append(Bars("How often each class was found", "images", share))
     skipped = {skipped.path: skipped.reason for skipped in predictions.skipped}
-    sections = [Section("Predictions", parts), *_skipped(skipped)]
+    sections = [Section("Predictions", parts), *skipped_sections(skipped)]
     summary = f"{task.model} named {count} image{'s' if count != 1 else ''}."
     return Report(f"Predictions of {task.model}", summary, sections, provenance())
 
@@ -102,8 +109,8 @@ def training_report(task: Recognition, run: Run) -> Report:
         Section("Quality on held-out images", _quality_parts(predictions, measured)),
         *_mistakes(predictions),
         Section("Training", [*_curves({task.model: rows}), _data_table(task), *origin]),
-        Section("Cost", [_cost_table({task.model: task}, {task.model: run})]),
-        *_skipped(skipped),
+        Section("Cost", [cost_table({task.model: task}, {task.model: run})]),
+        *skipped_sections(skipped),
         Section("Files", [files]),
     ]
     return Report(f"Recognition with {task.model}", summary, sections, provenance(data=task.data))
@@ -114,43 +121,43 @@ def comparison_report(tasks: Mapping[str, Recognition], runs: Mapping[str, Run],
     held_out = {name: task.probabilities(task.splits["test"]) for name, task in tasks.items()}
     measured = {name: quality(predictions) for name, predictions in held_out.items()}
     rows = {name: run.read_metrics() for name, run in runs.items()}
-    winner = max(measured, key=lambda name: measured[name]["accuracy"])
-    cost = _cost_table(tasks, runs)
-    cost_of = {str(row[0]): row for row in cost.rows}
-    names = list(next(iter(measured.values())))
-    table = Table(
-        "Quality on the same held-out images",
-        ["model", *names],
-        [[name, *measured[name].values()] for name in tasks],
-        highlight={name: "min" if name.startswith("cross-entropy") else "max" for name in names},
-    )
-    pareto = Scatter(
-        "Quality against speed",
-        "latency of one image [ms]",
-        "accuracy",
-        {name: (float(cost_of[name][3] or 0), measured[name]["accuracy"]) for name in tasks},
-        caption="Up and to the left is better.",
-    )
-    links = {f"report of {name}": str((run.folder / "report.html").relative_to(folder)) for name, run in runs.items()}
+    ranked, parts = side_by_side(tasks, runs, measured)
+    winner = ranked[0]
     confusions = [_confusion(held_out[name], f"Confusion matrix of {name}") for name in tasks]
     mistakes = [section for name in tasks for section in _mistakes(held_out[name], f"Worst mistakes of {name}")]
     sections = [
-        Section("Side by side", [table, cost, pareto]),
+        Section("Side by side", parts),
         Section("Training", _curves(rows)),
         Section("Confusions", confusions),
         *mistakes,
-        Section("Files", [Files("The runs", links)]),
+        files_section(runs, folder),
     ]
     first = next(iter(tasks.values()))
     summary = (
         f"{winner} is the most accurate: {measured[winner]['accuracy']:.2%} of "
         f"{len(held_out[winner].images)} held-out images. All were trained on the same images with the same budget."
     )
-    return Report(f"{' and '.join(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
+    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
 def _quality_parts(predictions: Predictions, measured: Mapping[str, float]) -> list[Part]:
-    return [Table("Measured", list(measured), [list(measured.values())]), _confusion(predictions)]
+    return [
+        Table("Measured", list(measured), [list(measured.values())]),
+        _confusion(predictions),
+        _by_class(predictions),
+    ]
+
+
+def _by_class(predictions: Predictions) -> Table:
+    labels, best = torch.from_numpy(predictions.images.labels), torch.from_numpy(predictions.best)
+    scores = class_scores(confusion_matrix(labels, best, len(predictions.classes)))
+    counts = predictions.images.with_classes(predictions.classes).counts
+    rows: list[list[Cell]] = [
+        [name, int(counts[index]), *(float(values[index]) for values in scores.values())]
+        for index, name in enumerate(predictions.classes)
+        if counts[index]
+    ]
+    return Table("By class", ["class", "samples", "precision", "recall", "specificity", "F1"], rows)
 
 
 def _confusion(predictions: Predictions, title: str = "Confusion matrix") -> Heatmap:
@@ -172,15 +179,6 @@ def _mistakes(predictions: Predictions, title: str = "Worst mistakes", most: int
     return [Section(title, [Images("The surest wrong answers", pictures, caption)])]
 
 
-def _skipped(reasons: Mapping[str, str], most: int = 1000) -> list[Section]:
-    if not reasons:
-        return []
-    rows = [[name, reason] for name, reason in sorted(reasons.items())[:most]]
-    title = "1 file was left out" if len(reasons) == 1 else f"{len(reasons)} files were left out"
-    caption = f"The first {most} are listed." if len(reasons) > most else ""
-    return [Section("Skipped files", [Table(title, ["file", "reason"], rows, caption)])]
-
-
 def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
     def series(key: str, label: str) -> dict[str, tuple[list[float], list[float]]]:
         many = len(rows) > 1
@@ -198,32 +196,11 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
 def _data_table(task: Recognition) -> Table:
     rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
-    caption = f"{len(task.classes)} classes, seen at {task.preprocess.shape[1]} x {task.preprocess.shape[0]} pixels."
+    size = " x ".join(str(side) for side in reversed(task.preprocess.shape))
+    caption = f"{len(task.classes)} classes, seen at {size} {'voxels' if task.takes_volumes else 'pixels'}."
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
     return Table("Images", ["part", "images"], rows, caption)
-
-
-def _cost_table(tasks: Mapping[str, Recognition], runs: Mapping[str, Run]) -> Table:
-    rows: list[list[Cell]] = []
-    # In turn, so that whatever else the machine does meets all models alike.
-    rounds = [{name: _latency(task) for name, task in tasks.items()} for _ in range(5)]
-    for name, task in tasks.items():
-        time = statistics.median(each[name] for each in rounds)
-        seconds = sum(row["seconds"] for row in runs[name].read_metrics())
-        size = runs[name].best.stat().st_size / 2**20
-        rows.append([name, count_parameters(task.network), size, time, seconds])
-    columns = ["model", "parameters", "file [MiB]", "latency of one image [ms]", "training time [s]"]
-    highlight: dict[str, Any] = dict.fromkeys(columns[1:], "min") if len(rows) > 1 else {}
-    caption = "Latency: median of repeated passes with a batch of one"
-    caption += ", the models in turn." if len(rows) > 1 else "."
-    return Table("Cost on this machine", columns, rows, caption, highlight)
-
-
-def _latency(task: Recognition) -> float:
-    height, width = task.preprocess.shape
-    x = torch.randn(1, task.network.in_channels, height, width)
-    return latency(task.network, x.to(next(task.network.parameters()).device), repeats=5)
 
 
 def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
@@ -239,8 +216,12 @@ def _write_samples(run: Run, predictions: Predictions, most: int = 16) -> None:
 
 
 def _picture(predictions: Predictions, row: int) -> npt.NDArray[np.uint8]:
-    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large."""
+    """What was predicted on, as something that can be shown: (H, W) or (H, W, 3) uint8, reduced if it is large.
+
+    Of volumes and videos some slices or frames side by side.
+    """
     image = predictions.images.image(int(row))
+    image = montage(image) if image.ndim == 4 else image
     image = image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())

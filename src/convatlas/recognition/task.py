@@ -1,14 +1,13 @@
-"""The recognition task: one class for each image."""
+"""The recognition task: one class for each image, volume or short video."""
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -16,43 +15,57 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from convatlas.data.dataset import ImageDataset, collate
+from convatlas.data.dataset import Augmented, ImageDataset, collate
+from convatlas.data.image_files import IMAGES, FileKind
 from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
-from convatlas.data.transforms import Augment, Augmented, Preprocess
-from convatlas.errors import CheckpointError, DataError, Unsupported
+from convatlas.data.transforms import Augment, Preprocess
+from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
+from convatlas.data.volumes import CLIP_SUFFIXES, VolumeReading, volume_files
+from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
-from convatlas.recognition.predictions import Predictions, joined, tell_skipped
+from convatlas.recognition.class_scores import balanced_weights
+from convatlas.recognition.predictions import Predictions, joined
 from convatlas.report import Report
+from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
+from convatlas.training.settings import Training
 from convatlas.training.task import GradientTask
-from convatlas.weights import load_weights, read_checkpoint, save_weights
+from convatlas.weights import load_weights
 
 __all__ = ["Recognition"]
 
 _NOT_OPTIONS = {
     "num_classes": "it follows from the data",
     "in_channels": "it follows from the images; convert them by channels",
-    "preprocess": "it follows from the network and image_size",
+    "preprocess": "it follows from the network and image_size or volume_size",
 }
 _FAILED = "could be opened at first, but not read later"
 
 
 @dataclass(kw_only=True, eq=False)
 class Recognition(GradientTask):
-    """Train a network to name what an image shows.
+    """Train a network to name what an image, a volume or a short video shows.
 
     Attributes:
         data: a folder with one subfolder a class (or train/, val/, test/ with those), an ``.npz`` file, a folder of
-            MNIST-format idx files, or ``digits`` for scikit-learn's handwritten digits.
+            MNIST-format idx files, or ``digits`` for scikit-learn's handwritten digits. A network for volumes takes
+            NIfTI, ``.npy`` and video files instead of images.
         model: name of the network; ``convatlas list --models`` shows them.
         options: fields of the network's config to change, e.g. ``{"depths": [1, 1, 2, 1]}``.
         weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``; a classifier
             for other classes is left out.
         image_size: side of the square the network sees, in pixels; chosen from the images when left out.
+        volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
+        volumes: how the files of volumes and videos are read.
+        mean: of the normalisation, for each channel; that of the published weights when left out.
+        std: of the normalisation, in the same way.
         augment: random changes of the training images.
+        volume_augment: random changes of the training volumes.
+        class_weights: whether the loss counts a class the more, the fewer samples it has: N / (K N_c) for N_c of
+            N samples in one of K classes.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none.
         mix_switch: probability of CutMix where both are on.
@@ -60,10 +73,13 @@ class Recognition(GradientTask):
         val_fraction: share of the training images held out to choose the best epoch, where the data have no split.
         test_fraction: share of all images held out to measure the quality, where the data have no split.
         split_seed: of the random split.
+        folds: at least 2 to train so many times, each time with another part of the training images held out to
+            choose the best epoch (cross-validation); every fold is a run of its own in the folder of the run.
+        fold: which of them this run is, from 1; 0 for all.
     """
 
     name: ClassVar[str] = "recognition"
-    verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
+    smaller_is_better: ClassVar[tuple[str, ...]] = ("cross-entropy [nats]",)
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_accuracy", "max")
 
     data: str = "digits"
@@ -71,8 +87,14 @@ class Recognition(GradientTask):
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     image_size: int | None = None
+    volume_size: tuple[int, int, int] | None = None
     channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    volumes: VolumeReading = field(default_factory=VolumeReading)
     augment: Augment = field(default_factory=Augment)
+    volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
+    class_weights: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_switch: float = 0.5
@@ -80,10 +102,12 @@ class Recognition(GradientTask):
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int = 0
+    folds: int = 1
+    fold: int = 0
 
     network: Backbone = field(init=False, repr=False)
     classes: tuple[str, ...] = field(init=False, default=())
-    preprocess: Preprocess = field(init=False, default_factory=Preprocess)
+    preprocess: Preprocess | VolumePreprocess = field(init=False, default_factory=Preprocess)
     splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
@@ -103,6 +127,12 @@ class Recognition(GradientTask):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), or left out, got {self.channels}")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
+        given, other = ("image_size", self.image_size) if self.takes_volumes else ("volume_size", self.volume_size)
+        if other is not None:
+            kind = "volumes" if self.takes_volumes else "images"
+            raise ValueError(f"{given} must be left out for {self.model}, which is a network for {kind}, got {other}")
+        if self.folds < 1 or not 0 <= self.fold <= self.folds or (self.folds == 1 and self.fold):
+            raise ValueError(f"fold must be from 0 to folds, and folds at least 1, got {self.fold} and {self.folds}")
         if not 0 <= self.mix_switch <= 1:
             raise ValueError(f"mix_switch must be from 0 to 1, got {self.mix_switch}")
         if not 0 <= self.label_smoothing < 1:
@@ -110,7 +140,31 @@ class Recognition(GradientTask):
         if min(self.mixup, self.cutmix) < 0:
             raise ValueError(f"mixup and cutmix must not be negative, got {self.mixup} and {self.cutmix}")
 
+    @property
+    def takes_volumes(self) -> bool:
+        """Whether the network takes volumes or videos (B, C, D, H, W)."""
+        config: Any = model_config(self.model, **self.options)
+        return isinstance(config.preprocess, VolumePreprocess)
+
+    @property
+    def files(self) -> FileKind:
+        """The kind of files that the network is for."""
+        return volume_files(self.volumes) if self.takes_volumes else IMAGES
+
     # Data and network
+
+    def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
+        """Train as every gradient-trained task does, or, with ``folds``, once for each fold."""
+        if self.folds > 1 and self.fold == 0:
+            from convatlas.recognition.cross_validation import cross_validate
+
+            if training is not None and (training.devices != 1 or training.nodes != 1):
+                raise ValueError(
+                    f"folds are trained one after the other on one device, got devices {training.devices} and nodes "
+                    f"{training.nodes}: train a single fold by fold"
+                )
+            return cross_validate(self, run, training or Training(), resume=resume)
+        return super().fit(run, training, resume=resume)
 
     def prepare(self) -> None:
         """Read and split the data, choose the preprocessing and build the network.
@@ -119,7 +173,7 @@ class Recognition(GradientTask):
             DataError: the data cannot be read or cannot be used for training.
             CheckpointError: ``weights`` do not fit.
         """
-        self.splits = self._split(read_images(self.data, channels=self.channels))
+        self.splits = self._split(read_images(self.data, channels=self.channels, kind=self.files))
         self.data_digest = _digest(self.splits)
         self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
         tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
@@ -129,22 +183,37 @@ class Recognition(GradientTask):
         config = model_config(self.model, **self.options)
         self.preprocess = self._choose_preprocess(train, config)
         self.network = self._build(train.channels)
+        self._check_size()
+        if self.weights is not None:
+            self._start_from(self.weights)
+        augment = self.volume_augment if self.takes_volumes else self.augment
+        self.train_set = ImageDataset(train, Augmented(augment, self.preprocess))
+        self.val_set = ImageDataset(self.splits["val"], self.preprocess)
+
+    def _check_size(self) -> None:
+        """Refuse a size that the network cannot take, before the first batch does."""
+        if self.takes_volumes:
+            with torch.device("meta"):
+                probe = model_config(self.model, **self._fixed_options(self.network.in_channels)).build().eval()
+                probe(torch.empty(1, self.network.in_channels, *self.preprocess.shape))
+            return
         stride = self.network.feature_info[-1].stride
         if min(self.preprocess.shape) < stride:
             raise ValueError(f"image_size must be at least {stride} for {self.model}, got {min(self.preprocess.shape)}")
-        if self.weights is not None:
-            self._start_from(self.weights)
-        self.train_set = ImageDataset(train, Augmented(self.augment, self.preprocess))
-        self.val_set = ImageDataset(self.splits["val"], self.preprocess)
 
     def _split(self, sets: dict[str, ImageSet]) -> dict[str, ImageSet]:
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
+        if "all" in sets and self.fold:
+            check_trainable(sets["all"])
+            sets = self._stratified(sets["all"], {"train": 1 - self.test_fraction, "test": self.test_fraction})
         if "all" in sets:
             check_trainable(sets["all"])
             return self._stratified(sets["all"], {"train": 1 - sum(held_out.values()), **held_out})
         if "train" not in sets:
             raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
-        if "val" not in sets:
+        if self.fold:
+            sets = {**sets, **self._folded(sets["train"])}
+        elif "val" not in sets:
             fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
             sets = {**sets, **self._stratified(sets["train"], fractions)}
         classes = sets["train"].classes
@@ -157,23 +226,50 @@ class Recognition(GradientTask):
         except DataError as error:
             raise DataError(f"{error}; raise val_fraction or test_fraction, or give more images") from None
 
-    def _choose_preprocess(self, train: ImageSet, config: Any) -> Preprocess:
-        published: Preprocess = config.preprocess
+    def _folded(self, train: ImageSet) -> dict[str, ImageSet]:
+        from sklearn.model_selection import StratifiedKFold
+
+        if int(train.counts.min()) < self.folds:
+            raise DataError(f"{self.folds} folds need as many training samples of each class, got {train.counts.min()}")
+        parts = StratifiedKFold(self.folds, shuffle=True, random_state=self.split_seed).split(
+            train.labels, train.labels
+        )
+        rest, held_out = list(parts)[self.fold - 1]
+        return {"train": train.subset(rest), "val": train.subset(held_out)}
+
+    def _choose_preprocess(self, train: ImageSet, config: Any) -> Preprocess | VolumePreprocess:
+        published = config.preprocess
+        if isinstance(published, VolumePreprocess):
+            videos = all(name.lower().endswith(tuple(CLIP_SUFFIXES)) for name in train.names)
+            chosen: dict[str, Any] = {"depth": "sample" if videos else "resize"}
+            chosen |= self._normalisation(train, published.mean)
+            if self.volume_size is not None:
+                chosen["size"] = self.volume_size
+            return dataclasses.replace(published, **chosen)
         size = self.image_size
         if size is None:
             rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
             sides = [min(shape) for row in rows if (shape := _shape(train, int(row)))]
             size = int(np.clip(np.median(sides or [0]), 32, max(published.shape)))
         crop = published.crop if size == max(published.shape) else 1.0
-        changes: dict[str, Any] = {"size": size, "crop": crop}
-        if train.channels not in (1, len(published.mean)):
-            changes |= {"mean": (0.5,), "std": (0.25,)}
-        return dataclasses.replace(published, **changes)
+        normalisation = self._normalisation(train, published.mean)
+        return dataclasses.replace(published, size=size, crop=crop, **normalisation)
+
+    def _normalisation(self, train: ImageSet, published: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+        """What differs from the published normalisation."""
+        fits = train.channels in (1, len(published))
+        values = {} if fits else {"mean": (0.5,), "std": (0.25,)}
+        asked = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+        if train.channels > 1 and any(len(value) not in (1, train.channels) for value in asked.values()):
+            raise ValueError(f"mean and std need one value, or one for each of {train.channels} channels, got {asked}")
+        return {**values, **asked}
 
     def _build(self, channels: int) -> Backbone:
+        return cast(Backbone, model_config(self.model, **self._fixed_options(channels)).build())
+
+    def _fixed_options(self, channels: int) -> dict[str, Any]:
         fixed = {"num_classes": len(self.classes), "in_channels": channels, "preprocess": self.preprocess}
-        network = model_config(self.model, **{**self.options, **fixed}).build()
-        return cast(Backbone, network)
+        return {**self.options, **fixed}
 
     def _start_from(self, source: str) -> None:
         report = load_weights(self.network, published_source(self.model) if source == "published" else source)
@@ -205,7 +301,13 @@ class Recognition(GradientTask):
         else:
             targets = smooth_targets(labels, len(self.classes), self.label_smoothing)
         scores = self.network(images)
-        return {"loss": F.cross_entropy(scores.float(), targets)}
+        return {"loss": F.cross_entropy(scores.float(), targets, weight=self._class_weights(scores.device))}
+
+    def _class_weights(self, device: torch.device) -> Tensor | None:
+        if not self.class_weights:
+            return None
+        counts = self.splits["train"].counts
+        return balanced_weights(torch.from_numpy(counts)).to(device, torch.float32)
 
     def metrics(self) -> nn.Module:
         """Loss, accuracy and macro F1 of the validation images."""
@@ -264,6 +366,12 @@ class Recognition(GradientTask):
         kept = images.subset(np.concatenate(indices))
         return Predictions(kept, np.concatenate(rows), self.classes, tuple(dict.fromkeys(failed)))
 
+    def quality(self) -> dict[str, float]:
+        """Accuracy and its relatives on the test images."""
+        from convatlas.recognition.reports import quality
+
+        return quality(self.probabilities(self._held_out(None)))
+
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the quality on the run's own test images, or on other labelled ones.
 
@@ -287,7 +395,7 @@ class Recognition(GradientTask):
     def _held_out(self, data: str | Path | None) -> ImageSet:
         if data is None:
             if not self.splits:
-                splits = self._split(read_images(self.data, channels=self._channels()))
+                splits = self._split(read_images(self.data, channels=self._channels(), kind=self.files))
                 if _digest(splits) != self.data_digest:
                     raise DataError(
                         f"the images of {self.data} are not those of the training, so which of them were held out "
@@ -295,7 +403,7 @@ class Recognition(GradientTask):
                     )
                 self.splits = splits
             return self.splits["test"].with_classes(self.classes)
-        sets = read_images(data, channels=self._channels())
+        sets = read_images(data, channels=self._channels(), kind=self.files)
         images = next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
         return images.with_classes(self.classes)
 
@@ -311,7 +419,7 @@ class Recognition(GradientTask):
         """
         from convatlas.recognition.reports import prediction_report
 
-        sets = read_images(list(inputs), channels=self._channels(), labelled=False)
+        sets = read_images(list(inputs), channels=self._channels(), labelled=False, kind=self.files)
         predictions = self.probabilities(joined(list(sets.values())))
         tell_skipped(predictions.skipped)
         predictions.write_csv(Path(folder) / "predictions.csv")
@@ -338,46 +446,22 @@ class Recognition(GradientTask):
 
     # Files
 
-    def save(self, path: str | Path) -> Path:
-        """Write the weights with everything that is needed to use them, as safetensors."""
-        described = {
-            "task": self.name,
-            "settings": to_mapping(self),
+    def described(self) -> dict[str, Any]:
+        """Classes, channels and preprocessing of the network, and what tells the images of the training."""
+        return {
             "classes": list(self.classes),
             "channels": self.network.in_channels,
             "preprocess": to_mapping(self.preprocess),
             "data_digest": self.data_digest,
         }
-        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
 
-    @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """Read a trained task back from a run folder or from the file that `save` wrote.
-
-        Raises:
-            DataError: the folder is not a run, or has no finished epoch yet.
-            CheckpointError: the file was not written by this task.
-        """
-        path = Path(source)
-        if path.is_dir():
-            path = Run.open(path).best
-            if not path.is_file():
-                raise DataError(
-                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
-                )
-        try:
-            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
-            task = from_mapping(cls, described["settings"])
-            task.classes = tuple(described["classes"])
-            task.preprocess = from_mapping(Preprocess, described["preprocess"])
-            task.data_digest = str(described["data_digest"])
-            channels = int(described["channels"])
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
-        task.network = task._build(channels)
-        load_weights(task.network, path)
-        task.network.eval()
-        return task
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build the network."""
+        self.classes = tuple(described["classes"])
+        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
+        self.preprocess = from_mapping(kind, described["preprocess"])
+        self.data_digest = str(described["data_digest"])
+        self.network = self._build(int(described["channels"]))
 
 
 def _shape(images: ImageSet, row: int) -> tuple[int, ...]:

@@ -179,7 +179,10 @@ def _scatter(part: Scatter) -> _Drawn:
         return None
     figure, axes = _axes(_WIDTH, 2.9)
     x, y = np.array(list(points.values())).T
-    axes.scatter(x, y, s=34, color=_SERIES[0], linewidths=0)
+    front = [points[name] for name in part.front if name in points]
+    axes.plot(*zip(*front, strict=True), color=_SERIES[0], linewidth=1.2) if front else None
+    filled = [_SERIES[0] if name in part.front or not part.front else "none" for name in points]
+    axes.scatter(x, y, s=34, facecolors=filled, edgecolors=_SERIES[0], linewidths=1.2)
     axes.margins(0.16, 0.16)
     axes.grid(axis="both")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))

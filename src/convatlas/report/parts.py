@@ -298,7 +298,11 @@ class Lines:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Named points ``(x, y)``, e.g. accuracy against latency."""
+    """Named points ``(x, y)``, e.g. accuracy against latency.
+
+    Attributes:
+        front: names of points to stress and to join by a line in this order; the others are drawn as circles.
+    """
 
     title: str
     x_label: str
@@ -306,9 +310,14 @@ class Scatter:
     points: Mapping[str, tuple[float, float]]
     log_x: bool = False
     caption: str = ""
+    front: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _freeze(self, points={name: (float(x), float(y)) for name, (x, y) in self.points.items()})
+        for name in self.front:
+            if name not in self.points:
+                raise ValueError(f"front of {self.title!r} must be names of its points, got {name!r}")
+        points = {name: (float(x), float(y)) for name, (x, y) in self.points.items()}
+        _freeze(self, points=points, front=tuple(self.front))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from convatlas.surgery.selection import (
 
 __all__ = ["merge"]
 
-# Subclasses may compute something else, so types are compared exactly.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR = (*_CONVS, *_TRANSPOSED, nn.Linear)
@@ -134,7 +133,7 @@ def _plain_parameters(holder: nn.Module) -> list[str]:
 
 def _fold_scales(holder: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], list[tuple[str, str]]]:
     names = named(holder)
-    layers = [part for part in names if type(part) in (*_LINEAR, *_SCALES)]
+    layers = [part for part in names if _is_linear(part) or type(part) in _SCALES]
     flow = Flow(layers)
     flow.record(holder.get_submodule("model"), inputs)
     owners = Counter(id(t) for part in names for t in chain(part._parameters.values(), part._buffers.values()))
@@ -196,7 +195,7 @@ class _Folder:
     def _before(self, part: nn.Module) -> nn.Module | str:
         sources = self.flow.sources[part]
         layer = next(iter(sources)) if len(sources) == 1 else None
-        if layer is None or type(layer) not in _LINEAR:
+        if layer is None or not _is_linear(layer):
             return "its input does not come from one convolution or linear layer alone"
         if self.flow.readers[layer] != {part}:
             return f"the output of {self.names[layer]} is used elsewhere too"
@@ -208,7 +207,7 @@ class _Folder:
     def _behind(self, part: nn.Module) -> nn.Module | str:
         readers = self.flow.readers[part]
         layer = next(iter(readers)) if len(readers) == 1 else None
-        if layer is None or type(layer) not in _LINEAR or self.flow.sources[layer] != {part}:
+        if layer is None or not _is_linear(layer) or self.flow.sources[layer] != {part}:
             return "its output does not go to one convolution or linear layer alone"
         if any(_axis(layer, count) != _axis(part, count) for count in self.flow.dims[part]):
             return f"it works on another axis than {self.names[layer]}"
@@ -237,6 +236,11 @@ class _Folder:
             flow.sources[kept] = flow.sources[gone]
             for source in flow.sources[gone] - {None}:
                 flow.readers[source] = {kept if reader is gone else reader for reader in flow.readers[source]}  # type: ignore[index]
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    # Subclasses may compute something else, so types are compared exactly, unless a class says that it does not.
+    return type(layer) in _LINEAR or getattr(layer, "computes_convolution", False) is True
 
 
 def _axis(layer: nn.Module, dims: int) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "named",
     "observe",
     "place",
+    "predicate",
     "selected",
     "slots",
     "tensors",
@@ -118,7 +119,7 @@ def selected(holder: nn.Module, selector: Selector, where: Selector | None = Non
     Raises:
         ValueError: a selector is none of the kinds that `Selector` lists.
     """
-    meant, also = _predicate(selector), (lambda name, module: True) if where is None else _predicate(where)
+    meant, also = predicate(selector), (lambda name, module: True) if where is None else predicate(where)
     return [
         slot
         for slot in slots(holder)
@@ -126,7 +127,12 @@ def selected(holder: nn.Module, selector: Selector, where: Selector | None = Non
     ]
 
 
-def _predicate(selector: Selector) -> Callable[[str, nn.Module], bool]:
+def predicate(selector: Selector) -> Callable[[str, nn.Module], bool]:
+    """A selector of any kind as a function of name and module.
+
+    Raises:
+        ValueError: it is none of the kinds that `Selector` lists.
+    """
     if isinstance(selector, str):
         return lambda name, module: fnmatchcase(name, selector)
     types = selector if isinstance(selector, tuple) else (selector,)

@@ -1,37 +1,46 @@
 """Training a `GradientTask` with Lightning so that a stopped run goes on exactly where it was.
 
-Lightning keeps the loop, precision, accumulation, clipping, averaging and devices. Added here is what it does not do:
-the order of the data and the random states survive a stop in the middle of an epoch, files are never half written, and
-a signal ends the run after the step that is under way.
+Lightning keeps the loop, precision, accumulation, clipping, averaging and devices. What it does not do is added:
+methods here, exact checkpoints in `checkpoints`, processes and shared-out weights in `devices`.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
 import signal
-import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, EMAWeightAveraging, RichProgressBar
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from convatlas.errors import CheckpointError, DataError, Interrupted
-from convatlas.files import atomic_path
-from convatlas.training.optim import learning_rate, make_optimizer
-from convatlas.training.run import Run, check_same_settings, to_mapping
-from convatlas.training.sampling import EpochSampler, random_states, restore_random_states
+from convatlas.errors import DataError, Unsupported
+from convatlas.training.checkpoints import AtomicCheckpointIO, Checkpoints, History
+from convatlas.training.devices import (
+    FullyShardedStrategy,
+    ShardedAveraging,
+    broadcast_buffers,
+    check_all_used,
+    fix_buckets,
+    fully_sharded,
+    reshard,
+    together,
+)
+from convatlas.training.method import Together
+from convatlas.training.optim import learning_rate, make_optimizer, parameter_groups
+from convatlas.training.run import Run
+from convatlas.training.sampling import EpochSampler, ShareSampler
 from convatlas.training.settings import Training
 from convatlas.weights import load_weights
 
@@ -43,22 +52,26 @@ __all__ = ["fit"]
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def fit(task: GradientTask, run: Run, training: Training) -> None:
+def fit(task: GradientTask, run: Run, training: Training, method: Together) -> None:
     """Train ``task.network``, going on from the run's last checkpoint if there is one; leaves the best weights in it.
 
     Raises:
-        Interrupted: a signal stopped the run after its state was saved.
+        Interrupted: a signal stopped the run after its state was saved, or another of its processes has died.
         CheckpointError: the last checkpoint cannot be read.
-        DataError: the data are not those that the last checkpoint was trained on.
+        DataError: the data are not those that the last checkpoint was trained on, or a machine does not see the run.
         SettingsError: the settings are not those that the last checkpoint was trained with.
         ValueError: this machine lacks what the settings ask for, or the loss is not finite any more.
         OSError: a file cannot be written; the run's earlier checkpoint is whole.
     """
     metric, mode = task.monitor
-    checkpoints = _Checkpoints(task, run, training)
-    callbacks: list[Callback] = [_History(run), checkpoints]
+    plain, how = task.network, f"go on with 'convatlas train {task.name} --resume {run.folder}'"
+    checkpoints = Checkpoints(task, run, training, plain, how)
+    callbacks: list[Callback] = [History(run), checkpoints]
+    if training.schedule == "plateau":
+        callbacks.append(_Plateau(metric, mode, training))
     if training.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=training.ema))
+        averaging = ShardedAveraging if training.strategy == "fsdp" else EMAWeightAveraging
+        callbacks.append(averaging(decay=training.ema))
     if training.patience is not None:
         callbacks.append(_EarlyStopping(metric, mode=mode, patience=training.patience))
     if os.environ.get("CONVATLAS_PROGRESS", "1") != "0":
@@ -69,26 +82,48 @@ def fit(task: GradientTask, run: Run, training: Training) -> None:
         # Lightning warns of things that are decided here: few workers, one device of several, no resumable loader.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\..*")
-        trainer = _trainer(training, callbacks, run)
-        with checkpoints.catching_signals():
-            trainer.fit(_Module(task, training), ckpt_path=run.last if run.last.is_file() else None)
+        trainer = _trainer(task, training, method, callbacks, run)
+        try:
+            if training.strategy == "fsdp":  # what is shared out cannot be made whole in place
+                task.network = copy.deepcopy(plain)
+                module: _Module = _ShardedModule(task, training, method)
+            else:
+                module = _Module(task, training, method)
+            with checkpoints.catching_signals(), together(trainer, how):
+                trainer.fit(module, ckpt_path=checkpoints.start)
+        finally:
+            task.network = plain
     if trainer.is_global_zero:
         load_weights(task.network, run.best)
         task.network.eval()
 
 
-def _trainer(training: Training, callbacks: list[Callback], run: Run) -> L.Trainer:
+def _trainer(
+    task: GradientTask, training: Training, method: Together, callbacks: list[Callback], run: Run
+) -> L.Trainer:
     precision = _PRECISIONS[training.precision]
+    several = training.devices != 1 or training.nodes > 1
+    strategy: Any = FullyShardedStrategy() if training.strategy == "fsdp" else training.strategy
+    skips = task.unused_parameters or method.unused_parameters or method.alternates
+    if several and training.strategy != "fsdp" and skips:
+        strategy = DDPStrategy(find_unused_parameters=True)
+    if method.alternates:
+        _check_alternating(training)
+    on_gpu = training.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     try:
         trainer = L.Trainer(
             max_epochs=training.epochs,
             accelerator=training.accelerator,
             devices=training.devices,
+            num_nodes=training.nodes,
+            strategy=strategy,
+            # Torch has it for GPUs only. Shared-out weights have it from their module.
+            sync_batchnorm=several and on_gpu and training.strategy != "fsdp",
             precision=precision,
             accumulate_grad_batches=training.accumulate,
-            gradient_clip_val=training.clip,
+            gradient_clip_val=None if method.alternates else training.clip,
             callbacks=callbacks,
-            plugins=[_AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO()],
             default_root_dir=run.folder,
             logger=False,
             num_sanity_val_steps=0,
@@ -104,11 +139,20 @@ def _trainer(training: Training, callbacks: list[Callback], run: Run) -> L.Train
     return trainer
 
 
-class _Shared:
-    """Holds the task; averaging copies the module, and the data need no copy."""
+def _check_alternating(training: Training) -> None:
+    if training.accumulate != 1:
+        raise ValueError(f"accumulate must be 1 with a method of several optimizers, got {training.accumulate}")
+    if training.strategy == "fsdp":
+        raise Unsupported("a method of several optimizers cannot train with the strategy fsdp: take ddp")
+    if training.precision == "16":
+        raise ValueError("precision must be 32 or bf16 with a method of several optimizers, got 16")
 
-    def __init__(self, task: GradientTask) -> None:
-        self.task = task
+
+class _Shared:
+    """Holds what needs no copy when averaging copies the module: the task with its data, and the method."""
+
+    def __init__(self, task: GradientTask, method: Together) -> None:
+        self.task, self.method = task, method
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         return self
@@ -117,32 +161,81 @@ class _Shared:
 class _Module(L.LightningModule):
     """The task as Lightning sees it."""
 
-    def __init__(self, task: GradientTask, training: Training) -> None:
+    def __init__(self, task: GradientTask, training: Training, method: Together) -> None:
         super().__init__()
-        self.shared = _Shared(task)
+        self.shared = _Shared(task, method)
         self.training_settings = training
         self.network = task.network
+        self.method_parts = nn.ModuleList(method.parts())
+        self.automatic_optimization = not method.alternates
         self.val_metrics: Any = task.metrics()
         self.loss_sum: dict[str, Any] = {"loss": 0.0, "batches": 0}
         self.position = (0, 0)
+        self.first_step = True
+        self.plateau = 1.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        method = self.shared.method
         try:
-            losses = self.shared.task.losses(batch)
+            if method.alternates:
+                loss = self._take_turns(method.turns(self.network, batch, self._plain_losses))
+            else:
+                loss = method.losses(self.network, batch, self._plain_losses).get("loss")
         except ValueError as error:
             if self.training_settings.batch_size == 1 and "more than 1 value per channel" in str(error):
                 raise ValueError("batch_size must be at least 2: this network normalises over batches, got 1") from None
             raise
-        if not losses:
+        if loss is None:
+            if self.trainer.world_size > 1:  # the others wait for the gradients of this one
+                raise DataError("none of the samples of a batch can be read; with several devices each needs some")
             return None
-        self.loss_sum["loss"] += losses["loss"].detach().double()  # stays on the device: no wait for it every step
+        self.loss_sum["loss"] += loss.detach().double()  # stays on the device: no wait for it every step
         self.loss_sum["batches"] += 1
-        self.log("loss", losses["loss"], prog_bar=True, logger=False)
-        return losses["loss"]
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def _plain_losses(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        task = self.shared.task
+        kept, task.network = task.network, model
+        try:
+            return task.losses(batch)
+        finally:
+            task.network = kept
+
+    def _take_turns(self, turns: Iterator[tuple[int, dict[str, Tensor]]]) -> Tensor | None:
+        optimizers: Any = self.trainer.strategy._lightning_optimizers
+        schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        total = None
+        for number, losses in turns:
+            if losses:
+                optimizers[number].zero_grad()
+                self.manual_backward(losses["loss"])
+                self.clip_gradients(optimizers[number], self.training_settings.clip, "norm")
+                optimizers[number].step()
+                total = losses["loss"].detach() + (0 if total is None else total)
+        for scheduler in schedulers:
+            scheduler.step()
+        return total
+
+    def on_train_start(self) -> None:
+        if self.trainer.strategy.model is not None:
+            fix_buckets(self.trainer.strategy.model)
+        if self.position[1]:  # the run goes on within an epoch, whose start is not told again
+            self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        self.shared.method.start_epoch(self.network, self.current_epoch)
+
+    def on_after_backward(self) -> None:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel) and self.first_step and not wrapped.find_unused_parameters:
+            check_all_used(self.network)
+        self.first_step = False
 
     def check_finite(self) -> None:
-        """Stop before weights that are lost are saved."""
-        if not math.isfinite(self.loss_sum["loss"]):
+        """Stop, all processes together, before weights that are lost are saved."""
+        lost = not math.isfinite(self.loss_sum["loss"])
+        if self.trainer.strategy.reduce_boolean_decision(lost, all=False):
             raise ValueError(
                 f"the loss is no finite number in epoch {self.current_epoch + 1}: lower lr "
                 f"({self.training_settings.lr:g}), warm up longer or set clip"
@@ -153,7 +246,9 @@ class _Module(L.LightningModule):
         self.val_metrics.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.shared.task.score(batch, self.val_metrics)
+        task = self.shared.task
+        counts = batch_idx < self._val_sampler().own
+        task.score(batch, self.val_metrics if counts else task.metrics().to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         measured = self.val_metrics.compute()
@@ -162,42 +257,85 @@ class _Module(L.LightningModule):
         self.log(metric.removeprefix("val_"), measured[metric], prog_bar=True)  # one, and short: a line has 80 columns
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.network, self.training_settings)
-        steps = -(-len(self._sampler()) // self.training_settings.accumulate)
+        training, method = self.training_settings, self.shared.method
+        optimizers = list(method.optimizers(self.network, training))
+        if not optimizers:
+            optimizers = [make_optimizer(self.network, training)]
+            decays = {"weight_decay": training.weight_decay, "decay_all": training.decay_all}
+            for group in parameter_groups(self.method_parts, **decays):  # type: ignore[arg-type]
+                optimizers[0].add_param_group({**group, "lr": training.lr})
+        steps = self.steps_per_epoch()
 
         def factor(step: int) -> float:
-            return learning_rate(self.training_settings, step, steps) / self.training_settings.lr
+            return learning_rate(training, step, steps, plateau=self.plateau) / training.lr
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return [
+            {"optimizer": each, "lr_scheduler": {"scheduler": LambdaLR(each, factor), "interval": "step"}}
+            for each in optimizers
+        ]
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-len(self.sampler()) // self.training_settings.accumulate)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        sampler = self._sampler()
+        sampler = self.sampler()
         sampler.start_at(*self.position)
-        return self._loader(self.shared.task.train_set, batch_sampler=sampler)
+        return self._loader(self.shared.task.train_set, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.shared.task.val_set, batch_size=self.training_settings.batch_size)
+        return self._loader(self.shared.task.val_set, self._val_sampler())
 
-    def _sampler(self) -> EpochSampler:
+    def sampler(self) -> EpochSampler:
+        """This process's batches of the training data."""
         return EpochSampler(
             len(self.shared.task.train_set),  # type: ignore[arg-type]
             self.training_settings.batch_size,
             self.training_settings.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            drop_last=self.training_settings.drop_last,
+            repeats=self.training_settings.repeated_augmentation,
         )
 
-    def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+    def _val_sampler(self) -> ShareSampler:
+        return ShareSampler(
+            len(self.shared.task.val_set),  # type: ignore[arg-type]
+            self.training_settings.batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
         # A generator of its own: a loader that draws from the global one would shift dropout when a run goes on.
         return DataLoader(
             dataset,
+            batch_sampler=sampler,
             num_workers=self.training_settings.workers,
             collate_fn=self.shared.task.collate,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator().manual_seed(self.training_settings.seed),
             persistent_workers=self.training_settings.workers > 0,
-            **options,
         )
+
+
+class _ShardedModule(_Module):
+    """The task where every process holds a share of the weights."""
+
+    def configure_model(self) -> None:
+        if self.trainer.strategy.root_device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        fully_sharded(self, self.network, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        reshard(self)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        broadcast_buffers(self.network)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        broadcast_buffers(self.network)
 
 
 def _ignore_signals(worker: int) -> None:
@@ -213,172 +351,25 @@ class _EarlyStopping(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
-class _History(Callback):
-    """Keeps one row an epoch, in the checkpoint and in ``metrics.csv``."""
+class _Plateau(Callback):
+    """Lowers the learning rate when the validation no longer improves. Torch's own would miss its turn in a resume."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.rows: list[dict[str, float]] = []
-        self.started = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        sums, group = pl_module.loss_sum, trainer.optimizers[0].param_groups[0]
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "lr": group["lr"] / group["lr_scale"],
-            "train_loss": float(sums["loss"]) / max(sums["batches"], 1),
-        }
-        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-        row["seconds"] = round(time.monotonic() - self.started, 3)
-        self.rows.append(row)
-        pl_module.loss_sum = {"loss": 0.0, "batches": 0}
-        if trainer.is_global_zero:
-            self.run.write_metrics(self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-
-class _Checkpoints(Checkpoint):
-    """Writes ``last.ckpt`` after every epoch, now and then within one and when a signal comes; keeps the best epoch."""
-
-    def __init__(self, task: GradientTask, run: Run, training: Training) -> None:
-        self.task, self.run, self.training = task, run, training
-        self.best: float | None = None
-        self.improved = False
-        self.saved = time.monotonic()
-        self.signal: int | None = None
-        self.random: dict[str, Any] | None = None
-        self.settings = {**to_mapping(task), **to_mapping(training)}
-
-    @contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the run after its next step."""
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._catch()
-        try:
-            yield
-        finally:
-            with suppress(ValueError):
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
-
-    def _catch(self) -> None:
-        with suppress(ValueError):  # signals can only be caught in the main thread
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._caught)
-
-    def _caught(self, number: int, frame: Any) -> None:
-        if self.signal is not None:  # a second one does not wait for the step
-            raise self._interruption(number)
-        self.signal = number
-
-    def _interruption(self, number: int) -> Interrupted:
-        how = f"go on with 'convatlas train {self.task.name} --resume {self.run.folder}'"
-        return Interrupted(f"stopped by {signal.Signals(number).name}; {how}", 128 + number)
+    def __init__(self, metric: str, mode: str, training: Training) -> None:
+        self.metric, self.sign, self.training = metric, 1 if mode == "max" else -1, training
+        self.best, self.waited, self.factor = -math.inf, 0, 1.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._catch()  # Lightning has set handlers of its own meanwhile
-        if self.random is not None:
-            restore_random_states(self.random)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Between two optimizer steps there are gradients that a checkpoint does not hold; the last batch of an epoch is
-        # followed by the checkpoint of its end.
-        stepped = (batch_idx + 1) % self.training.accumulate == 0
-        if not stepped or batch_idx + 1 >= trainer.num_training_batches:
-            return
-        due = time.monotonic() - self.saved >= 60 * self.training.checkpoint_minutes
-        if self._any(trainer, due or self.signal is not None):
-            self._save(trainer, pl_module, (trainer.current_epoch, batch_idx + 1))
+        pl_module.plateau = self.factor
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        metric, mode = self.task.monitor
-        value = float(trainer.callback_metrics[metric])
-        # Of equal epochs the last is kept: it has learned longer.
-        self.improved = self.best is None or (value >= self.best if mode == "max" else value <= self.best)
-        self.best = value if self.improved else self.best
-        self._save(trainer, pl_module, (trainer.current_epoch + 1, 0))
-        self.improved = False
-
-    def _save(self, trainer: L.Trainer, pl_module: Any, position: tuple[int, int]) -> None:
-        pl_module.check_finite()
-        pl_module.position = position
-        trainer.save_checkpoint(self.run.last)
-        self.saved = time.monotonic()
-        if self._any(trainer, self.signal is not None):
-            raise self._interruption(self.signal or signal.SIGTERM)
-
-    def _any(self, trainer: L.Trainer, wanted: bool) -> bool:
-        """Whether one of the processes wants it: clocks and signals differ between them, and all must do the same."""
-        return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
-
-    def _keep_best(self, state: Mapping[str, Tensor]) -> None:
-        weights = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-        current = {key: value.clone() for key, value in self.task.network.state_dict().items()}
-        self.task.network.load_state_dict(weights)
-        try:
-            self.task.save(self.run.best)
-        finally:
-            self.task.network.load_state_dict(current)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["position"] = list(pl_module.position)
-        checkpoint["loss_sum"] = {name: float(value) for name, value in pl_module.loss_sum.items()}
-        checkpoint["random_states"] = random_states()
-        checkpoint["settings"] = self.settings
-        checkpoint["samples"] = self._samples()
-        if self.improved and trainer.is_global_zero:
-            # Before the checkpoint that says so: a kill between the two repeats the epoch. Averaging, which comes
-            # before this callback, has put its weights in the checkpoint.
-            self._keep_best(checkpoint["state_dict"])
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        check_same_settings(self.settings, checkpoint["settings"])
-        if checkpoint["samples"] != self._samples():
-            raise DataError(
-                f"the data have changed since the run began: there were {checkpoint['samples'][0]} training and "
-                f"{checkpoint['samples'][1]} validation samples, now {self._samples()[0]} and {self._samples()[1]}"
-            )
-        pl_module.position = tuple(checkpoint["position"])
-        pl_module.loss_sum = dict(checkpoint["loss_sum"])
-        self.random = checkpoint["random_states"]
-
-    def _samples(self) -> list[int]:
-        return [len(self.task.train_set), len(self.task.val_set)]  # type: ignore[arg-type]
+        value = self.sign * float(trainer.callback_metrics[self.metric])
+        self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
+        if self.waited >= self.training.plateau_epochs:
+            self.factor, self.waited = self.factor * self.training.decay_rate, 0
+            pl_module.plateau = self.factor
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "waited": self.waited, "factor": self.factor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Replaces a checkpoint only when the new one is whole on disk, and reads without running code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_path(path) as part, open(part, "wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:
-                if isinstance(failed := error.__context__, OSError):  # torch covers up what the disk said
-                    raise OSError(failed.errno, failed.strerror, str(path)) from None
-                raise
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            what = str(error).partition("\n")[0] or type(error).__name__
-            raise CheckpointError(f"{Path(path)} cannot be read: {what}") from None
-        if "random_states" not in checkpoint:
-            raise CheckpointError(f"{Path(path)} is not the checkpoint of a run")
-        return dict(checkpoint)
+        self.best, self.waited, self.factor = state_dict["best"], state_dict["waited"], state_dict["factor"]

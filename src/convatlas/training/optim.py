@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,15 +68,22 @@ class Lion(Optimizer):
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, decay_all: bool = False
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    decay_all: bool = False,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and by layer-wise learning rate.
 
-    1-D parameters are not decayed, unless ``decay_all``. Every group has ``lr_scale``: 1 at the head, times
-    ``layer_decay`` for each layer below it.
+    1-D parameters are not decayed, nor are those that the model names in ``undecayed``, unless ``decay_all``. Every
+    group has ``lr_scale``: 1 at the head, times ``layer_decay`` for each layer below it, times the factor of the
+    longest beginning of the name in ``lr_factors``. Parameters with the factor 0 are left out.
 
     Raises:
         Unsupported: layer_decay is not 1 and the model does not name its layers.
+        ValueError: ``lr_factors`` has a beginning that no parameter has.
     """
     scales: dict[int, float] = {}
     if layer_decay != 1:
@@ -87,11 +94,20 @@ def parameter_groups(
             scales.update({id(parameter): layer_decay**depth for parameter in layer.parameters()})
         lowest = layer_decay ** (len(layers) - 1)
         scales = {id(parameter): scales.get(id(parameter), lowest) for parameter in model.parameters()}
+    factors = lr_factors or {}
+    names = [name for name, _ in model.named_parameters()]
+    for start in factors:
+        if not any(name.startswith(start) for name in names):
+            raise ValueError(f"lr_factors names {start!r}, but no parameter begins so; the first is {names[0]}")
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.dim() > 1 or decay_all else 0.0
-            groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
+    undecayed: tuple[str, ...] = getattr(model, "undecayed", ())
+    for name, parameter in model.named_parameters():
+        longest = max((start for start in factors if name.startswith(start)), key=len, default=None)
+        scale = scales.get(id(parameter), 1.0) * (1.0 if longest is None else factors[longest])
+        if parameter.requires_grad and scale > 0:
+            decays = parameter.dim() > 1 and name.rpartition(".")[2] not in undecayed
+            decay = weight_decay if decays or decay_all else 0.0
+            groups.setdefault((decay, scale), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()
@@ -105,6 +121,7 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
         weight_decay=training.weight_decay,
         layer_decay=training.layer_decay,
         decay_all=training.decay_all,
+        lr_factors=training.lr_factors,
     )
     for group in groups:
         group["lr"] = training.lr * group["lr_scale"]
@@ -115,17 +132,24 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
     return AdamW(groups, lr=training.lr, betas=(training.momentum, 0.999))
 
 
-def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0), before layer-wise scales."""
+def learning_rate(training: Training, step: int, steps_per_epoch: int, *, plateau: float = 1.0) -> float:
+    """Learning rate of optimizer step ``step`` (from 0), before layer-wise scales.
+
+    ``plateau`` is what the plateau schedule has multiplied it by so far.
+    """
     epoch = step / steps_per_epoch
     if epoch < training.warmup_epochs:
         return training.warmup_lr + (training.lr - training.warmup_lr) * epoch / training.warmup_epochs
     if training.schedule == "constant":
         return training.lr
+    if training.schedule == "plateau":
+        return max(training.lr * plateau, training.min_lr)
+    if training.schedule == "step" and training.decay_at:
+        return training.lr * training.decay_rate ** sum(epoch >= end for end in training.decay_at)
     if training.schedule == "step":
         return training.lr * training.decay_rate ** math.floor(epoch / training.decay_epochs)
     if training.schedule == "exponential":
         return training.lr * training.decay_rate ** (epoch / training.decay_epochs)
-    span = training.epochs - training.cooldown_epochs - training.warmup_epochs
+    span = training.cosine_epochs or training.epochs - training.cooldown_epochs - training.warmup_epochs
     progress = min((epoch - training.warmup_epochs) / span, 1.0) if span > 0 else 1.0
     return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * progress)) / 2

@@ -54,9 +54,14 @@ class Run:
         """
         run = cls(folder)
         run.check_unused()
-        header = f"# convatlas train {task} --config {run.config.name}\n"
-        write_text(run.config, header + yaml.safe_dump({"task": task, **settings}, sort_keys=False, allow_unicode=True))
+        run.write_settings(task, settings)
         return run
+
+    def write_settings(self, task: str, settings: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``."""
+        header = f"# convatlas train {task} --config {self.config.name}\n"
+        text = yaml.safe_dump({"task": task, **settings}, sort_keys=False, allow_unicode=True)
+        write_text(self.config, header + text)
 
     def check_unused(self) -> None:
         """Refuse a folder that holds something.

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
-import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from convatlas.catalog import TASKS
-from convatlas.errors import Interrupted, Unsupported, unknown
+from convatlas.errors import CheckpointError, DataError, Interrupted, Unsupported, unknown
 from convatlas.report import Report
+from convatlas.training.method import Together, make_methods
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
-from convatlas.training.settings import Training
+from convatlas.training.sampling import seed_everything
+from convatlas.training.settings import MOVABLE, Training
+from convatlas.weights import load_weights, read_checkpoint, save_weights
 
 __all__ = ["GradientTask", "Task", "is_helper", "open_task", "seed_everything", "split_settings"]
 
@@ -93,8 +98,15 @@ class GradientTask(Task):
     accumulation, clipping, averaging, checkpoints, resuming.
     """
 
+    verbs: ClassVar[tuple[str, ...]] = (*Task.verbs, "compare")
+    #: Settings of the training that suit the task better than the general ones.
+    defaults: ClassVar[Mapping[str, Any]] = {}
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
+    #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.
+    unused_parameters: ClassVar[bool] = False
+    #: Those measures of `quality` of which less is better.
+    smaller_is_better: ClassVar[tuple[str, ...]] = ()
 
     network: nn.Module
     #: Items are read by (index, seed) pairs.
@@ -127,14 +139,66 @@ class GradientTask(Task):
         """How samples become a batch; None is torch's own way."""
         return None
 
+    def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
+        """What the network takes for a batch of samples, on its device; by default what the network itself tells.
+
+        Raises:
+            Unsupported: it tells nothing.
+        """
+        if not callable(getattr(self.network, "example_inputs", None)):
+            raise Unsupported(f"{type(self.network).__name__} tells no example input, and neither does {self.name}")
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        inputs: tuple[Any, ...] = self.network.example_inputs(batch)  # type: ignore[operator]
+        moved: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+        return moved
+
+    @torch.inference_mode()
+    def quality(self) -> dict[str, float]:
+        """How good the trained network is on held-out data; the first measure ranks when networks are compared.
+
+        By default the validation metric that chooses the best epoch. Units stand in brackets: ``"PSNR [dB]"``.
+        """
+        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+        self.network.eval()
+        metrics: Any = self.metrics().to(device)
+        for batch in DataLoader(self.val_set, batch_size=64, collate_fn=self.collate):
+            self.score(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch), metrics)
+        return {self.monitor[0].removeprefix("val_"): float(metrics.compute()[self.monitor[0]])}
+
+    def better(self, measure: str) -> Literal["max", "min"]:
+        """Whether more or less of a measure of `quality` is better."""
+        monitored, mode = self.monitor
+        if measure == monitored.removeprefix("val_"):
+            return mode
+        return "min" if measure in self.smaller_is_better else "max"
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Self], runs: Mapping[str, Run], folder: Path) -> Report:
+        """One report on several networks that were trained on the same data under the same budget."""
+        from convatlas.training.comparison import comparison_report
+
+        return comparison_report(tasks, runs, folder)
+
+    def described(self) -> dict[str, Any]:
+        """What is needed beside the settings to use the trained network, as plain data; stored with the weights."""
+        return {}
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Put back what `described` gave and build ``network``, whose weights are loaded next.
+
+        Raises:
+            Unsupported: the task does not say how.
+        """
+        raise Unsupported(f"the task {self.name} cannot be read back")
+
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train, keep the best epoch in the network, and write the run folder.
 
         Args:
             run: folder of the run; new, unless ``resume``.
-            training: settings of the training.
-            resume: go on with an interrupted run; the settings must be those it was started with. A finished run
-                gets its report again.
+            training: settings of the training; the task's ``defaults`` when left out.
+            resume: go on with an interrupted run; the settings must be those it was started with, but for those of
+                where it runs (`MOVABLE`). A finished run gets its report again.
 
         Returns:
             The report, also written as ``report.html`` and ``report.json``.
@@ -148,29 +212,27 @@ class GradientTask(Task):
         """
         from convatlas.training.fit import fit
 
-        training = training or Training()
+        training = training or Training(**self.defaults)
+        seed_everything(training.seed)
+        method = Together(make_methods(training.methods))
         settings = {**to_mapping(self), **to_mapping(training)}
         if is_helper():  # the first process sees to the folder and to the report
-            seed_everything(training.seed)
-            self.prepare()
-            try:
-                fit(self, Run(run), training)
-            except Interrupted as stopped:
-                raise SystemExit(stopped.exit_code) from None
-            raise SystemExit(0)
+            self._follow(Run(run), training, method)
         if resume:
             opened = Run.open(run)
-            check_same_settings(settings, opened.settings())
+            earlier = opened.settings()
+            check_same_settings({name: settings[name] for name in settings.keys() - set(MOVABLE)}, earlier)
+            if any(earlier.get(name) != settings[name] for name in MOVABLE):
+                opened.write_settings(self.name, settings)
         else:
             opened = Run(run)
             opened.check_unused()  # before the data are read, which may take long
-        seed_everything(training.seed)
-        self.prepare()
+        self._make_ready(training, method)
         how = f"go on with 'convatlas train {self.name} --resume {opened.folder}'"
         try:
             if not resume:
                 opened = Run.create(run, self.name, settings)
-            fit(self, opened, training)
+            fit(self, opened, training, method)
             report = self.report(opened)
             report.save(opened.folder)
         except KeyboardInterrupt:
@@ -185,6 +247,58 @@ class GradientTask(Task):
             opened.withdraw()
             raise
         return report
+
+    def _make_ready(self, training: Training, method: Together) -> None:
+        seed_everything(training.seed)  # again: whether methods have drawn numbers does not change the network
+        self.prepare()
+        self.network = method.prepare(self.network)
+
+    def _follow(self, run: Run, training: Training, method: Together) -> NoReturn:
+        """Do the part of a further process of a run, and end."""
+        from convatlas.training.devices import end_with_parent
+        from convatlas.training.fit import fit
+
+        end_with_parent()
+        logging.getLogger("convatlas").setLevel(logging.ERROR)  # the first process tells what all of them see
+        try:
+            self._make_ready(training, method)
+            fit(self, run, training, method)
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            raise SystemExit(getattr(stopped, "exit_code", 130)) from None
+        except Exception:
+            time.sleep(3)  # the first process, if it has met the same, tells it and ends this one
+            raise
+        raise SystemExit(0)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights with everything that is needed to use them, as safetensors."""
+        described = {"task": self.name, "settings": to_mapping(self), **self.described()}
+        return save_weights(self.network, path, metadata={"convatlas": json.dumps(described)})
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read a trained task back from a run folder or from the file that `save` wrote.
+
+        Raises:
+            DataError: the folder is not a run, or has no finished epoch yet.
+            CheckpointError: the file was not written by this task.
+        """
+        path = Path(source)
+        if path.is_dir():
+            path = Run.open(path).best
+            if not path.is_file():
+                raise DataError(
+                    f"{source} has no finished epoch yet; go on with 'convatlas train {cls.name} --resume {source}'"
+                )
+        try:
+            described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
+            task = from_mapping(cls, described["settings"])
+            task.restore(described)
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
+        load_weights(task.network, path)
+        task.network.eval()
+        return task
 
 
 def is_helper() -> bool:
@@ -208,10 +322,3 @@ def split_settings(cls: type[Any], values: Mapping[str, Any]) -> tuple[Any, Trai
     training = {entry.name for entry in dataclasses.fields(Training)}
     task = {key: value for key, value in values.items() if key not in training and key != "task"}
     return from_mapping(cls, task), from_mapping(Training, {key: values[key] for key in training if key in values})
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every global random number generator."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)

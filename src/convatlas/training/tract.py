@@ -14,9 +14,10 @@ outputs, gradients of input and bias, parameters and checkpoints are those of th
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -30,6 +31,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from convatlas.errors import Unsupported, unknown
 from convatlas.hooks import record
+from convatlas.training.method import Method
 
 __all__ = [
     "Distributed",
@@ -40,6 +42,7 @@ __all__ = [
     "TrActConv3d",
     "TrActLinear",
     "apply_tract",
+    "step_calls",
     "tract",
     "tract_weight_grad",
     "without_tract",
@@ -410,8 +413,9 @@ def apply_tract(
     Args:
         model: any network.
         name: of the layer, e.g. ``"conv1"``. By default the first linear or convolutional layer: of those that a
-            forward pass of ``example_input`` calls, in the order of the calls, or without one of all, in the order in
-            which they were registered, which need not be that of the calls.
+            forward pass of ``example_input`` calls, in the order of the calls. Without one, those that a network of
+            this library names as its stem, or else the first of all in the order in which they were registered, which
+            need not be that of the calls.
         lam, solver, distributed: as `TrActLinear` takes them.
         example_input: input of the network, or the tuple of its inputs.
 
@@ -424,23 +428,25 @@ def apply_tract(
         ValueError: as `TrActLinear`.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    if name is None:
-        name = _first_layer(model, example_input)
-    elif name not in modules:
+    if name is not None and name not in modules:
         raise unknown("layer", name, modules)
-    layer = modules[name]
-    replacement = tract(layer, lam, solver=solver, distributed=distributed)
-    if layer is model:
-        return replacement
-    for path in [path for path, module in modules.items() if module is layer]:
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacement)
+    for first in _first_layers(model, example_input) if name is None else [name]:
+        layer = modules[first]
+        replacement = tract(layer, lam, solver=solver, distributed=distributed)
+        if layer is model:
+            return replacement
+        for path in [path for path, module in modules.items() if module is layer]:
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, replacement)
     return model
 
 
-def _first_layer(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None) -> str:
+def _first_layers(model: nn.Module, example_input: Tensor | tuple[Any, ...] | None) -> Sequence[str]:
     kinds = (nn.Linear, _ConvNd)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    stem: Sequence[str] = getattr(model, "stem_modules", ())
+    if example_input is None and stem:
+        return stem
     if names and example_input is not None:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         training = {module: module.training for module in model.modules()}
@@ -453,7 +459,7 @@ def _first_layer(model: nn.Module, example_input: Tensor | tuple[Any, ...] | Non
         names = [call.name for call in calls]
     if not names:
         raise Unsupported(f"{type(model).__name__} has no linear or convolutional layer that TrAct could train")
-    return names[0]
+    return names[:1]
 
 
 @contextmanager
@@ -469,19 +475,44 @@ def without_tract(model: nn.Module) -> Iterator[None]:
             layer.enabled = enabled
 
 
+def step_calls(model: nn.Module, inputs: Tensor, targets: Tensor, method: TrAct) -> dict[str, Callable[[], Tensor]]:
+    """One training step of a classifier with TrAct and one without it, to be timed one against the other.
+
+    Each trains a copy of ``model`` in full: forward, cross-entropy, backward, a step of SGD with momentum. The learning
+    rate is 0, so that every call computes the same loss, which is what it returns.
+    """
+
+    def step(trained: nn.Module) -> Callable[[], Tensor]:
+        optimizer = torch.optim.SGD(trained.train().parameters(), lr=0.0, momentum=0.9)
+
+        def call() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(trained(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return call
+
+    return {"TrAct": step(method.prepare(copy.deepcopy(model))), "plain": step(copy.deepcopy(model))}
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrAct:
-    """The method with its settings, to be applied to a network before training.
+class TrAct(Method):
+    """The method with its settings: the first layer of a network gets its TrAct form before training.
 
     Attributes:
         lam, solver, distributed: as `TrActLinear` takes them.
-        layer: name of the layer; by default the first, as `apply_tract` finds it.
+        layer: name of the layer; by default the first, as `apply_tract` finds it without an input.
     """
 
     lam: float = 0.1
     layer: str | None = None
     solver: Solver = "cholesky"
     distributed: Distributed = "local"
+
+    def __post_init__(self) -> None:
+        _check(self.lam, self.solver, self.distributed)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give the first layer of ``model`` its TrAct form, as `apply_tract`."""

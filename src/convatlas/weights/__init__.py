@@ -2,6 +2,15 @@
 
 from convatlas.weights.checkpoint import Checkpoint, read_checkpoint
 from convatlas.weights.layouts import Layout
-from convatlas.weights.loading import LoadReport, convert, load_weights, save_weights
+from convatlas.weights.loading import LoadReport, PositionTable, convert, load_weights, save_weights
 
-__all__ = ["Checkpoint", "Layout", "LoadReport", "convert", "load_weights", "read_checkpoint", "save_weights"]
+__all__ = [
+    "Checkpoint",
+    "Layout",
+    "LoadReport",
+    "PositionTable",
+    "convert",
+    "load_weights",
+    "read_checkpoint",
+    "save_weights",
+]

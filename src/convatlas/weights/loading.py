@@ -1,7 +1,8 @@
 """Loading, converting and saving weights: our own layout and those of the authors.
 
 A network class says how foreign keys map to ours in its attribute ``layouts``, and may name its ``classifier_modules``,
-``stem_modules`` and ``position_embeddings``, which are adapted when their sizes differ. Everything else must fit.
+``stem_modules`` and ``position_embeddings``, which are adapted when their sizes differ. The last map keys to a number
+of prefix tokens or a `PositionTable`. Everything else must fit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +27,24 @@ from convatlas.ops.position import resize_position_embedding
 from convatlas.weights.checkpoint import find_parts, read_checkpoint
 from convatlas.weights.layouts import Candidate, Target, best_candidate, clean_key
 
-__all__ = ["LoadReport", "convert", "load_weights", "save_weights"]
+__all__ = ["LoadReport", "PositionTable", "convert", "load_weights", "save_weights"]
 
 _WRAPPERS = ("module.", "model.", "backbone.", "network.", "encoder.", "net.")
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """How a learnt position embedding of a model is adapted to another grid.
+
+    Attributes:
+        num_prefix_tokens: tokens in front that stand for no patch.
+        grid: rows and columns of the model's own patches; a square when left out.
+        mode: kind of interpolation.
+    """
+
+    num_prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+    mode: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -195,7 +211,7 @@ def _fit(model: nn.Module, target: Target, choice: Candidate) -> tuple[dict[str,
     """The tensors to set, and what has to be said about it."""
     classifier = _tensors_of(getattr(model, "classifier_modules", ()))
     stem = _tensors_of(getattr(model, "stem_modules", ()))
-    positions: Mapping[str, int] = getattr(model, "position_embeddings", {})
+    positions: Mapping[str, int | PositionTable] = getattr(model, "position_embeddings", {})
     headless = _headless(classifier, target)
     values: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
@@ -270,13 +286,15 @@ def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return (repeated * (given / channels)).to(weight.dtype)
 
 
-def _resized(value: Tensor, own: Tensor, prefix_tokens: int | None) -> Tensor | None:
-    if prefix_tokens is None or value.dim() != own.dim():
+def _resized(value: Tensor, own: Tensor, table: int | PositionTable | None) -> Tensor | None:
+    if table is None or value.dim() != own.dim():
         return None
-    side = math.isqrt(max(own.shape[1] - prefix_tokens, 0))
-    grid = (own.shape[2], own.shape[3]) if own.dim() == 4 else (side, side)
+    if isinstance(table, int):
+        table = PositionTable(table)
+    side = math.isqrt(max(own.shape[1] - table.num_prefix_tokens, 0))
+    grid = (own.shape[2], own.shape[3]) if own.dim() == 4 else table.grid or (side, side)
     try:
-        resized = resize_position_embedding(value, grid, num_prefix_tokens=prefix_tokens)
+        resized = resize_position_embedding(value, grid, num_prefix_tokens=table.num_prefix_tokens, mode=table.mode)
     except ValueError:
         return None
     return resized if resized.shape == own.shape else None

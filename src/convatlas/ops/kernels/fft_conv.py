@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from convatlas.ops.fourier import gated_gradients, work_type
 
@@ -132,6 +133,14 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 monarch_conv.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.convatlas.monarch_conv)  # type: ignore[untyped-decorator, unused-ignore]
+def _flops(u_shape: Any, k_shape: Any, pregate: Any, postgate: Any, n: int, **_: Any) -> int:
+    """Two for each multiply-add: four complex products of an n1 x n2 tile for each channel of a pair of samples."""
+    batch, channels = u_shape[:2]
+    n1 = 1 << (n.bit_length() - 1) // 2
+    return 2 * ((batch + 1) // 2) * channels * 8 * n * (n1 + n // n1)
 
 
 def _roots(rows: int, columns: int, n: int, device: torch.device) -> Tensor:

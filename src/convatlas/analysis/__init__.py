@@ -1,0 +1,1 @@
+"""Look inside any model: what it computes, and why it answers as it does."""

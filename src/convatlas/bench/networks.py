@@ -1,0 +1,135 @@
+"""Whole networks: merged beside as built, both memory layouts, and timm's with the same weights where it imports."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from convatlas.bench.ratio import Call, Case, compare, report
+from convatlas.catalog import model_module
+from convatlas.errors import CheckpointError, Unsupported
+from convatlas.networks.registry import create_model
+from convatlas.report import Report
+from convatlas.surgery import merge
+from convatlas.weights import load_weights
+
+__all__ = ["run"]
+
+MODELS = ("inceptionnext_atto", "resnet18", "eca_resnet18")
+#: Names under which timm has a network, where they are not ours.
+TIMM = {
+    "inceptionnext_atto": "inception_next_atto",
+    "inceptionnext_tiny": "inception_next_tiny",
+    "inceptionnext_small": "inception_next_small",
+    "inceptionnext_base": "inception_next_base",
+    "mobilenet_v2": "mobilenetv2_100",
+}
+BUILT, MERGED, LAST, BOTH, THEIRS = "as built", "merged", "channels last", "merged, channels last", "timm"
+#: What is compared with what: (ours, theirs).
+PAIRS = ((MERGED, BUILT), (LAST, BUILT), (BOTH, BUILT), (BUILT, THEIRS), (BOTH, THEIRS))
+#: Float32 through dozens of layers, along another way.
+TOLERANCE = 1e-3
+
+
+def run(
+    *, threads: Sequence[int] | None = None, quick: bool = False, models: Sequence[str] = MODELS, batch: int = 4
+) -> Report:
+    """Ratios of time and memory of whole networks, forward, and forward and backward.
+
+    Args:
+        threads: numbers of threads to measure with; by default 1 and 2.
+        quick: one sample, and only forward.
+        models: names as `create_model` takes them.
+        batch: samples of one pass.
+
+    Raises:
+        UnknownName: there is no such model.
+        ValueError: no model is named.
+    """
+    for name in models:
+        model_module(name)
+    if not models:
+        raise ValueError("models must be one name or several, got none")
+    samples = 1 if quick else batch
+    cases = [
+        Case(f"{name}, batch {samples}", what, partial(_sides, name, samples, what), PAIRS, tolerance=TOLERANCE)
+        for what in (("forward",) if quick else ("forward", "forward and backward"))
+        for name in models
+    ]
+    notes = [
+        "All networks are in evaluation mode with random weights, on inputs of the published size. The backward pass "
+        "goes to the input and to all weights, of which merging leaves fewer; the gradient of the input is compared."
+    ]
+    if importlib.util.find_spec("timm") is None:
+        notes.append("timm is not installed here, so it is not compared with.")
+    return report("networks", compare(cases, threads=threads, quick=quick), [], *notes, quick=quick)
+
+
+def _sides(name: str, batch: int, what: str, device: torch.device) -> dict[str, Call]:
+    built = create_model(name).to(device).eval()
+    inputs: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.to(device), built.example_inputs(batch))  # type: ignore[operator]
+    theirs = _of_timm(name, built)
+    networks = {BUILT: built}
+    with contextlib.suppress(Unsupported):
+        networks[MERGED] = merge(built, inputs).model
+    for key, source in ((LAST, BUILT), (BOTH, MERGED)):
+        if source in networks:
+            moved = copy.deepcopy(networks[source]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            networks[key] = moved
+    if theirs is not None:
+        networks[THEIRS] = theirs.to(device).eval()
+    return {
+        key: _call(network, _laid_out(inputs, "channels last" in key), backward=what != "forward")
+        for key, network in networks.items()
+    }
+
+
+def _laid_out(inputs: tuple[Any, ...], last: bool) -> tuple[Any, ...]:
+    def laid_out(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if last and x.dim() == 4 else x
+
+    moved: tuple[Any, ...] = tree_map_only(Tensor, laid_out, inputs)
+    return moved
+
+
+def _call(network: nn.Module, inputs: tuple[Any, ...], *, backward: bool) -> Call:
+    if not backward:
+
+        def forward() -> Any:
+            with torch.inference_mode():
+                return network(*inputs)
+
+        return forward
+    leaves = [x.requires_grad_() for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    wanted = [*leaves, *network.parameters()]
+
+    def both() -> list[Tensor]:
+        result = sum(x.float().square().sum() for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor))
+        return list(torch.autograd.grad(result, wanted)[: len(leaves)])  # type: ignore[arg-type]
+
+    return both
+
+
+def _of_timm(name: str, ours: nn.Module) -> nn.Module | None:
+    """Timm's network of that name, whose weights ours gets; None where there is none or the weights do not fit."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    timm: Any = importlib.import_module("timm")
+    other = TIMM.get(name, name)
+    if not timm.is_model(other):
+        return None
+    theirs: nn.Module = timm.create_model(other)
+    try:
+        load_weights(ours, theirs.state_dict())
+    except CheckpointError:
+        return None
+    return theirs

@@ -1,0 +1,1 @@
+"""Architectures from mathematics: searches that score networks without training them."""

@@ -1,0 +1,163 @@
+"""Sub-pixel convolution: a convolution at low resolution whose channels become the pixels of a larger image.
+
+Shi et al.: "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
+Network", CVPR 2016, arXiv 1609.05158, equations 3 and 4. Initialisation: Aitken et al.: "Checkerboard artifact free
+sub-pixel convolution", 2017, arXiv 1707.02937.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from convatlas.ops.shuffle import pixel_shuffle
+
+__all__ = ["SubPixelConv2d", "conv_transpose_weight", "icnr_", "reorder_depth_to_space"]
+
+
+class SubPixelConv2d(nn.Module):
+    """pixel_shuffle(conv(x), r): r^2 channels for each of the image become its r x r pixels.
+
+    Padded with zeros so that (B, in_channels, H, W) becomes (B, out_channels, r H, r W). Exactly a transposed
+    convolution of kernel size r k and stride r, see `to_conv_transpose`, with the same weights and multiply-adds.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels C of the image; the convolution has C r^2.
+        kernel_size: odd kernel size k at low resolution.
+        scale: r.
+        bias: whether the convolution has one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: a size is smaller than 1, or kernel_size is even.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        scale: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("scale", scale)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.scale = scale
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels * scale**2,
+            kernel_size,
+            padding=kernel_size // 2,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, r H, r W)."""
+        return pixel_shuffle(self.conv(x), self.scale)
+
+    def to_conv_transpose(self) -> nn.ConvTranspose2d:
+        """The transposed convolution that computes the same, with copies of the weights.
+
+        Its bias is one number for each channel of the image, where a sub-pixel convolution has r^2.
+
+        Raises:
+            ValueError: the r^2 biases of a channel differ.
+        """
+        scale, conv = self.scale, self.conv
+        bias = None if conv.bias is None else conv.bias.detach().view(-1, scale**2)
+        if bias is not None and not bias.is_meta and not torch.equal(bias, bias[:, :1].expand_as(bias)):
+            raise ValueError(f"bias must be the same for the {scale**2} pixels of a block, or no transposed one has it")
+        kernel_size = conv.kernel_size[0]
+        other = nn.ConvTranspose2d(
+            conv.in_channels,
+            conv.out_channels // scale**2,
+            scale * kernel_size,
+            stride=scale,
+            padding=scale * (kernel_size // 2),
+            bias=bias is not None,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        with torch.no_grad():
+            other.weight.copy_(conv_transpose_weight(conv.weight, scale))
+            if bias is not None and other.bias is not None:
+                other.bias.copy_(bias[:, 0])
+        return other.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Show the scale."""
+        return f"scale={self.scale}"
+
+
+def conv_transpose_weight(weight: Tensor, scale: int) -> Tensor:
+    """The weight (I, C, r k, r k) of the transposed convolution that a sub-pixel convolution is.
+
+    W'[i, c, r (k - 1 - u) + a, r (k - 1 - v) + b] = W[c r^2 + r a + b, i, u, v]; its stride is r, its padding
+    r floor(k / 2).
+
+    Args:
+        weight: (C r^2, I, k, k).
+        scale: r.
+
+    Raises:
+        ValueError: weight is not of that shape.
+    """
+    _check(weight, scale)
+    return rearrange(weight.flip(2, 3), "(c a b) i u v -> i c (u a) (v b)", a=scale, b=scale)
+
+
+@torch.no_grad()
+def icnr_(weight: Tensor, scale: int, init: Callable[[Tensor], object] = nn.init.kaiming_normal_) -> Tensor:
+    """Fill the weight of a sub-pixel convolution so that it begins as a convolution and nearest-neighbour enlargement.
+
+    One kernel is drawn for each channel of the image and repeated for the r^2 pixels of a block (Aitken et al., section
+    3), so that no checkerboard is there to be unlearned. The bias must not differ within a block either: leave it zero.
+
+    Args:
+        weight: (C r^2, I, k, k), changed in place.
+        scale: r.
+        init: fills the kernels (C, I, k, k) in place.
+
+    Raises:
+        ValueError: weight is not of that shape.
+    """
+    _check(weight, scale)
+    kernels = weight.new_empty(weight.shape[0] // scale**2, *weight.shape[1:])
+    init(kernels)
+    return weight.copy_(repeat(kernels, "c ... -> (c block) ...", block=scale**2))
+
+
+def reorder_depth_to_space(tensor: Tensor, scale: int) -> Tensor:
+    """Weight or bias trained for TensorFlow's depth_to_space, and for the paper's equation 4, in the order of torch.
+
+    There the channels of the image come last within the output channels, (r^2, C); here they come first, (C, r^2).
+
+    Args:
+        tensor: (r^2 C, ...).
+        scale: r.
+
+    Raises:
+        ValueError: the first length is no multiple of r^2.
+    """
+    if scale < 1 or tensor.dim() < 1 or tensor.shape[0] % scale**2:
+        raise ValueError(f"tensor must be (C * {scale**2}, ...) for scale {scale}, got {tuple(tensor.shape)}")
+    return rearrange(tensor, "(block c) ... -> (c block) ...", block=scale**2)
+
+
+def _check(weight: Tensor, scale: int) -> None:
+    if scale < 1 or weight.dim() != 4 or weight.shape[0] % scale**2 or math.prod(weight.shape) == 0:
+        raise ValueError(f"weight must be (C * scale^2, I, k, k) for scale {scale}, got {tuple(weight.shape)}")

@@ -1,0 +1,173 @@
+"""Depthwise convolution of any kernel size, in the memory layout in which the processor is fast.
+
+Torch computes a depthwise convolution on a CPU by one of several kernels of oneDNN, chosen by layout and size. In the
+usual layout (B, C, H, W) kernels wider than nine taps fall to one that is an order of magnitude slower, and so does the
+backward pass of kernels from about five; with channels last, or with the long side of the kernel upright, neither
+happens. The changes of layout cost far less than they save.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convatlas.ops.backend import Backends
+
+__all__ = ["depthwise_conv"]
+
+#: Longest row of taps that oneDNN's fast kernels for (B, C, H, W) take.
+_LONGEST_ROW = 9
+#: Shortest kernel whose backward pass is faster with channels last.
+_SHORTEST_TRAINED = 5
+
+_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _auto(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> str:
+    # A captured graph must serve every size, and may run elsewhere.
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() == 5:
+        return "torch"
+    *rows, row = weight.shape[2:]
+    column = rows[0] if rows else 1
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return "torch"
+    if row > _LONGEST_ROW and column == 1:
+        return "turned"
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if x.dim() == 4 and (row > _LONGEST_ROW or (trained and min(row, column) >= _SHORTEST_TRAINED)):
+        return "channels_last"
+    return "torch"
+
+
+_backends = Backends("depthwise_conv", auto=_auto)
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each channel with kernels of its own: `torch.nn.functional.conv2d` with as many groups as channels.
+
+    Args:
+        x: input (B, C, L), (B, C, H, W) or (B, C, D, H, W).
+        weight: kernels (m C, 1, *kernel_size); channel c makes the outputs m c to m c + m - 1.
+        bias: (m C) or None.
+        stride, padding, dilation: in positions, one number for all axes or one each; padding is with zeros.
+        backend: ``auto``; ``naive`` (a sum over the taps); ``torch`` (torch's own call in the layout of x);
+            ``channels_last`` (the same with channels last, for maps); ``turned`` (the same with the last two axes
+            exchanged, for signals and maps).
+
+    Returns:
+        (B, m C, *size) with size = floor((size + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1 on each
+        axis, contiguous where x is.
+
+    Raises:
+        ValueError: shapes do not fit, or a stride, padding or dilation is out of range.
+    """
+    dims = x.dim() - 2
+    if dims not in _CONVS:
+        raise ValueError(f"x must be (B, C, L), (B, C, H, W) or (B, C, D, H, W), got {x.dim()} dimensions")
+    if weight.dim() != x.dim() or weight.shape[1] != 1 or weight.shape[0] == 0 or weight.shape[0] % x.shape[1]:
+        raise ValueError(
+            f"weight must be (m C, 1, ...) with {dims} kernel axes and a multiple of the {x.shape[1]} channels of x, "
+            f"got {tuple(weight.shape)}"
+        )
+    sizes = []
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        size = (value,) * dims if isinstance(value, int) else tuple(value)
+        if len(size) != dims or min(size) < least:
+            raise ValueError(f"{name} must be at least {least} on each of {dims} axes, got {value}")
+        sizes.append(size)
+    return _backends.run(backend, x, weight, bias, *sizes)
+
+
+@_backends.register("naive")
+def _naive(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """y[c, p] = b[c] + sum over taps t of w[c, t] x[c, stride p + dilation t - padding], zero outside."""
+    x = F.pad(x, [amount for each in reversed(padding) for amount in (each, each)])
+    x = x.repeat_interleave(weight.shape[0] // x.shape[1], 1)
+    taps = weight.shape[2:]
+    out = [
+        (size - gap * (count - 1) - 1) // step + 1
+        for size, gap, count, step in zip(x.shape[2:], dilation, taps, stride, strict=True)
+    ]
+    y = x.new_zeros(*x.shape[:2], *out)
+    for tap in itertools.product(*map(range, taps)):
+        window: list[Any] = [
+            slice(gap * at, gap * at + step * (count - 1) + 1, step)
+            for gap, at, step, count in zip(dilation, tap, stride, out, strict=True)
+        ]
+        place: Any = (slice(None), 0, *tap)
+        y = y + x[(..., *window)] * weight[place].reshape(-1, *[1] * len(taps))
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(taps))
+
+
+@_backends.register("torch")
+def _torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    return _CONVS[x.dim() - 2](x, weight, bias, stride, padding, dilation, x.shape[1])
+
+
+@_backends.register(
+    "channels_last", refuses=lambda x, *_: None if x.dim() == 4 else f"it takes (B, C, H, W), got {x.dim()} dimensions"
+)
+def _channels_last(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    moved = x.contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(moved, weight, bias, stride, padding, dilation, x.shape[1])
+    return y.contiguous() if x.is_contiguous() else y
+
+
+@_backends.register("turned", refuses=lambda x, *_: "it takes signals and maps, got a volume" if x.dim() == 5 else None)
+def _turned(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    channels = x.shape[1]
+    if x.dim() == 3:  # a signal upright is a map of width one: nothing moves
+        sizes = (*stride, 1), (*padding, 0), (*dilation, 1)
+        return F.conv2d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, *sizes, channels).squeeze(-1)
+    turned = x.transpose(2, 3).contiguous()
+    y = F.conv2d(turned, weight.transpose(2, 3), bias, stride[::-1], padding[::-1], dilation[::-1], channels)
+    return y.transpose(2, 3).contiguous()

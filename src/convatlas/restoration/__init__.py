@@ -1,0 +1,1 @@
+"""Making images, clips and volumes better than they were recorded."""

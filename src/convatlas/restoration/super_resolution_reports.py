@@ -1,0 +1,338 @@
+"""What a user wants to see of a super-resolution network: quality beside bicubic interpolation, pictures, cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from convatlas.data.image_pairs import Pairs
+from convatlas.data.images import Skipped
+from convatlas.files import atomic_path
+from convatlas.report import Cell, Files, Images, Lines, Note, Part, Report, Scatter, Section, Table
+from convatlas.restoration.evaluation import ClipQuality, Measured, macs_per_pixel, mean_quality, write_qualities
+from convatlas.restoration.protocol import PROTOCOLS
+from convatlas.restoration.super_resolution_files import Enlarged
+from convatlas.training.comparison import files_section, listed, pareto_front
+from convatlas.training.left_out import skipped_sections
+from convatlas.training.measure import count_parameters, latency, provenance
+from convatlas.training.run import Run
+
+if TYPE_CHECKING:
+    from convatlas.restoration.super_resolution import SuperResolution
+
+__all__ = ["clip_report", "comparison_report", "evaluation_report", "panel", "prediction_report", "training_report"]
+
+Array = npt.NDArray[Any]
+
+_MOST_PICTURES = 12
+_MOST_ROWS = 100
+#: What differences are multiplied by to be seen.
+_ERROR_GAIN = 4
+#: Height and width of the frame that times and operations are told for.
+_FRAME = (180, 320)
+_SHOWN = 96
+_GAP = 4
+
+
+def evaluation_report(
+    task: SuperResolution, pairs: Pairs, measured: Sequence[Measured], skipped: Sequence[Skipped]
+) -> Report:
+    """Quality on images of which the truth is known, by the task's protocol and by the others in use."""
+    rows: list[list[Cell]] = []
+    for name, protocol in PROTOCOLS.items():
+        again = measured if protocol == task.protocol else task.measure(pairs, protocol)[0]
+        network, bicubic = (mean_quality(getattr(each, which) for each in again) for which in ("network", "bicubic"))
+        rows.append([name, bicubic.psnr, network.psnr, bicubic.ssim, network.ssim, protocol.describe(task.scale)])
+    columns = ["protocol", "bicubic PSNR [dB]", "PSNR [dB]", "bicubic SSIM", "SSIM", "in words"]
+    others = Table(
+        "The same network by the protocols in use", columns, rows, "Figures of different protocols do not compare."
+    )
+    sections = [
+        Section("Quality", [_means({task.model: measured}, task), _each_image(measured)]),
+        Section("Protocols", [others]),
+        Section("Pictures", _pictures(measured)),
+        *skipped_sections({each.path: each.reason for each in skipped}),
+    ]
+    return Report(f"Evaluation of {task.model}", _summary(task, measured), sections, provenance())
+
+
+def clip_report(task: SuperResolution, path: Path, quality: ClipQuality) -> Report:
+    """Quality on every frame of a clip."""
+    rows: list[list[Cell]] = [
+        [name, statistics.fmean(values), quality.overall(values), min(values), max(values)]
+        for name, values in (("bicubic", quality.bicubic), (task.model, quality.network))
+    ]
+    columns = ["", "mean of the frames [dB]", "whole clip [dB]", "worst frame [dB]", "best frame [dB]"]
+    highlight: Any = dict.fromkeys(columns[1:], "max")
+    means = Table("PSNR of luma", columns, rows, task.protocol.describe(task.scale), highlight)
+    numbers = list(range(len(quality.network)))
+    curve = Lines(
+        "PSNR of each frame",
+        "frame",
+        "dB",
+        {task.model: (numbers, quality.network), "bicubic": (numbers, quality.bicubic)},
+    )
+    speed = Note(f"{quality.frames_per_second:.2f} frames a second, without reading, shrinking and measuring.")
+    shown = Images("The square with most detail", [(panel(*quality.shown), _PANEL)])
+    gain = statistics.fmean(quality.network) - statistics.fmean(quality.bicubic)
+    summary = (
+        f"{task.model} enlarges the {len(numbers)} frames of {path.name} {task.scale} times at "
+        f"{statistics.fmean(quality.network):.2f} dB, {_signed(gain)} dB to bicubic interpolation."
+    )
+    sections = [Section("Quality", [means, curve, speed]), Section("Pictures", [shown])]
+    return Report(f"Evaluation of {task.model}", summary, sections, provenance(data=str(path)))
+
+
+def prediction_report(task: SuperResolution, done: Sequence[Enlarged], skipped: Sequence[Skipped]) -> Report:
+    """What was enlarged, with a square of each beside bicubic interpolation."""
+    rows: list[list[Cell]] = [
+        [
+            each.name,
+            each.path,
+            f"{each.before[1]} x {each.before[0]}",
+            f"{each.after[1]} x {each.after[0]}",
+            each.frames,
+            each.seconds,
+        ]
+        for each in done[:_MOST_ROWS]
+    ]
+    caption = f"The first {_MOST_ROWS} of {len(done)}." if len(done) > _MOST_ROWS else ""
+    table = Table("Files", ["file", "written", "size", "enlarged", "frames", "time [s]"], rows, caption)
+    pictures = [(_before_after(task, each), f"{each.name}: bicubic, {task.model}") for each in done[:_MOST_PICTURES]]
+    links = Files("In this folder", {each.name: each.path for each in done[:_MOST_ROWS]})
+    sections = [
+        Section("Enlarged", [table, Images("The square with most detail", pictures), links]),
+        *skipped_sections({each.path: each.reason for each in skipped}),
+    ]
+    files = "1 file" if len(done) == 1 else f"{len(done)} files"
+    summary = f"{task.model} enlarged {files} {task.scale} times."
+    return Report(f"Predictions of {task.model}", summary, sections, provenance())
+
+
+def training_report(task: SuperResolution, run: Run) -> Report:
+    """Curves of the training, quality on the test images, pictures and cost; writes the pictures in ``samples``."""
+    measured, skipped = task.measure(task.splits["test"])
+    write_qualities(run.folder / "quality.csv", measured)
+    rows = run.read_metrics()
+    for number, each in enumerate(measured[:_MOST_PICTURES]):
+        label = "".join(letter if letter.isalnum() else "-" for letter in Path(each.name).stem)[:40]
+        with atomic_path(run.samples / f"{number:02d}_{label}.png") as part:
+            Image.fromarray(panel(*each.shown)).save(part, format="PNG")
+    best = max(rows, key=lambda row: (row["val_psnr"], row["epoch"]))
+    chosen = f" Best epoch {best['epoch']:.0f} of {len(rows)}, chosen by the PSNR of the validation images."
+    files = Files(
+        "In the folder of the run",
+        {
+            "settings": "config.yaml",
+            "weights of the best epoch": "checkpoints/best.safetensors",
+            "one row an epoch": "metrics.csv",
+            "quality of each test image": "quality.csv",
+        },
+    )
+    origin = [Note(f"Started from {task.started_from}")] if task.started_from else []
+    left_out = {each.path: each.reason for each in skipped} | task.unreadable
+    sections = [
+        Section("Quality on test images", [_means({task.model: measured}, task), _each_image(measured)]),
+        Section("Pictures", _pictures(measured)),
+        Section("Training", [*_curves({task.model: rows}), _data_table(task), *origin]),
+        Section("Cost", [_cost_table({task.model: task}, {task.model: run})]),
+        *skipped_sections(left_out),
+        Section("Files", [files]),
+    ]
+    title = f"Super-resolution with {task.model}"
+    return Report(title, _summary(task, measured) + chosen, sections, provenance(data=task.data))
+
+
+def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, Run], folder: Path) -> Report:
+    """Several networks that were trained on the same images under the same budget, side by side."""
+    scales = {task.scale for task in tasks.values()}
+    if len(scales) > 1:
+        raise ValueError(f"the networks must enlarge by the same factor to be compared, got {sorted(scales)}")
+    first = next(iter(tasks.values()))
+    measured = {name: task.measure(task.splits["test"])[0] for name, task in tasks.items()}
+    quality = {name: mean_quality(each.network for each in images) for name, images in measured.items()}
+    bicubic = mean_quality(each.bicubic for each in next(iter(measured.values())))
+    winner = max(quality, key=lambda name: quality[name].psnr)
+    costs = _cost_table(tasks, runs)
+    times = {str(row[0]): float(row[4] or 0) for row in costs.rows}
+    points = {name: (times[name], quality[name].psnr) for name in tasks}
+    pareto = Scatter(
+        "Quality against speed",
+        "time of one frame [ms]",
+        "PSNR [dB]",
+        points,
+        log_x=True,
+        caption="Up and to the left is better. Joined: those that no other beats. Bicubic interpolation has "
+        f"{bicubic.psnr:.2f} dB.",
+        front=pareto_front(points, "max"),
+    )
+    pictures = []
+    for rows in list(zip(*measured.values(), strict=True))[:_MOST_PICTURES]:
+        squares = [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]]
+        pictures.append((_row(squares), f"{rows[0].name}: bicubic, {', '.join(tasks)}, truth"))
+    sections = [
+        Section("Side by side", [_means(measured, first), costs, pareto]),
+        Section("Pictures", [Images("The square with most detail", pictures)]),
+        Section("Training", _curves({name: run.read_metrics() for name, run in runs.items()})),
+        files_section(runs, folder),
+    ]
+    summary = (
+        f"{winner} is the best: {quality[winner].psnr:.2f} dB on {len(measured[winner])} test images, "
+        f"{_signed(quality[winner].psnr - bicubic.psnr)} dB to bicubic interpolation. All were trained on the same "
+        "images with the same budget."
+    )
+    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212")
+
+
+def _summary(task: SuperResolution, measured: Sequence[Measured]) -> str:
+    network, bicubic = (mean_quality(getattr(each, which) for each in measured) for which in ("network", "bicubic"))
+    images = "1 image" if len(measured) == 1 else f"{len(measured)} images"
+    return (
+        f"{task.model} enlarges {images} {task.scale} times at {network.psnr:.2f} dB, "
+        f"{_signed(network.psnr - bicubic.psnr)} dB to bicubic interpolation."
+    )
+
+
+def _means(measured: Mapping[str, Sequence[Measured]], task: SuperResolution) -> Table:
+    bicubic = mean_quality(each.bicubic for each in next(iter(measured.values())))
+    rows: list[list[Cell]] = [["bicubic", bicubic.psnr, bicubic.ssim, 0.0]]
+    for name, images in measured.items():
+        quality = mean_quality(each.network for each in images)
+        rows.append([name, quality.psnr, quality.ssim, quality.psnr - bicubic.psnr])
+    columns = ["", "PSNR [dB]", "SSIM", "gain [dB]"]
+    highlight: Any = {"PSNR [dB]": "max", "SSIM": "max"}
+    return Table("Means over the images", columns, rows, task.protocol.describe(task.scale), highlight)
+
+
+def _each_image(measured: Sequence[Measured]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            each.name,
+            f"{each.shape[1]} x {each.shape[0]}",
+            each.bicubic.psnr,
+            each.network.psnr,
+            each.network.psnr - each.bicubic.psnr,
+            each.bicubic.ssim,
+            each.network.ssim,
+        ]
+        for each in measured[:_MOST_ROWS]
+    ]
+    columns = ["image", "size", "bicubic PSNR [dB]", "PSNR [dB]", "gain [dB]", "bicubic SSIM", "SSIM"]
+    caption = f"The first {_MOST_ROWS} of {len(measured)}; quality.csv has all." if len(measured) > _MOST_ROWS else ""
+    return Table("Each image", columns, rows, caption)
+
+
+def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
+    def series(key: str) -> dict[str, tuple[list[float], list[float]]]:
+        return {name: ([row["epoch"] for row in table], [row[key] for row in table]) for name, table in rows.items()}
+
+    return [
+        Lines("PSNR", "epoch", "validation PSNR, not rounded [dB]", series("val_psnr")),
+        Lines("Loss", "epoch", "training loss (mean squared error)", series("train_loss"), log_y=True),
+    ]
+
+
+def _data_table(task: SuperResolution) -> Table:
+    rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
+    caption = (
+        f"{len(task.train_set):,} patches of {task.patch_size} x {task.patch_size} pixels at low resolution, "
+        f"{task.patch_stride} pixels apart."
+    )
+    if task.splits["test"] is task.splits["val"]:
+        caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
+    return Table("Images", ["part", "images"], rows, caption)
+
+
+def _cost_table(tasks: Mapping[str, SuperResolution], runs: Mapping[str, Run]) -> Table:
+    # In turn, so that whatever else the machine does meets all networks alike.
+    rounds = [{name: _frame_time(task) for name, task in tasks.items()} for _ in range(3)]
+    height, width = _FRAME
+    rows: list[list[Cell]] = []
+    for name, task in tasks.items():
+        time = statistics.median(each[name] for each in rounds)
+        seconds = sum(row["seconds"] for row in runs[name].read_metrics())
+        per_pixel = macs_per_pixel(task.network)
+        frame = per_pixel * height * width * task.scale**2 / 1e9
+        rows.append([name, count_parameters(task.network), frame, round(per_pixel), time, seconds])
+    columns = [
+        *(
+            "model",
+            "parameters",
+            "multiply-adds of a frame [G]",
+            "of a pixel",
+            "time of a frame [ms]",
+            "training time [s]",
+        ),
+    ]
+    big = f"{width * next(iter(tasks.values())).scale} x {height * next(iter(tasks.values())).scale}"
+    caption = (
+        f"A frame is {width} x {height}, enlarged to {big}; the times are medians of repeated passes, the "
+        "multiply-adds those of convolutions."
+    )
+    highlight: Any = dict.fromkeys(columns[1:5], "min") if len(rows) > 1 else {}
+    return Table("Cost on this machine", columns, rows, caption, highlight)
+
+
+def _frame_time(task: SuperResolution) -> float:
+    x = torch.rand(1, task.network.frames * task.network.in_channels, *_FRAME)
+    return latency(task.network, x.to(next(task.network.parameters()).device), repeats=1)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+_PANEL = f"bicubic, network, truth, error of the network times {_ERROR_GAIN}"
+
+
+def panel(bicubic: Array, network: Array, truth: Array) -> Array:
+    """Squares side by side: bicubic interpolation, the network, the truth, and the network's error, (H, W, 3) uint8."""
+    error = _ERROR_GAIN * np.abs(network.astype(np.int16) - truth.astype(np.int16)).max(2, keepdims=True)
+    return _row([bicubic, network, truth, np.broadcast_to(error.clip(max=255).astype(np.uint8), truth.shape)])
+
+
+def _row(squares: Sequence[Array]) -> Array:
+    gap = np.full((squares[0].shape[0], _GAP, 3), 255, np.uint8)
+    parts = [part for square in squares for part in (square, gap)]
+    return np.concatenate(parts[:-1], 1)
+
+
+def _pictures(measured: Sequence[Measured]) -> list[Part]:
+    worst_first = sorted(measured, key=lambda each: each.network.psnr)[:_MOST_PICTURES]
+    pictures = [
+        (panel(*each.shown), f"{each.name}: {each.bicubic.psnr:.2f} and {each.network.psnr:.2f} dB")
+        for each in worst_first
+    ]
+    caption = f"From left to right: {_PANEL}."
+    if len(measured) > len(pictures):
+        caption += f" The {len(pictures)} worst of {len(measured)}."
+    return [Images("The square with most detail", pictures, caption)]
+
+
+def _before_after(task: SuperResolution, each: Enlarged) -> Array:
+    """A square of the enlarged picture beside the same by bicubic interpolation."""
+    before, after = each.sample
+    side = max(1, min(_SHOWN // task.scale, *before.shape[:2]))
+    grey = before.astype(np.float32).mean(2)
+    rows, columns = (max(1, (length - side) // side + 1) for length in before.shape[:2])
+    blocks = grey[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    y, x = (side * int(place) for place in np.unravel_index(int(blocks.std((1, 3)).argmax()), (rows, columns)))
+    # A border around the square, so that interpolation at its edges sees what is there.
+    top, left = max(0, y - 4), max(0, x - 4)
+    around = task.protocol.bicubic(before[top : y + side + 4, left : x + side + 4], task.scale)
+    dy, dx = task.scale * (y - top), task.scale * (x - left)
+    length = task.scale * side
+    big_y, big_x = task.scale * y, task.scale * x
+    return _row([around[dy : dy + length, dx : dx + length], after[big_y : big_y + length, big_x : big_x + length]])

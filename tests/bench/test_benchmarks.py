@@ -1,0 +1,118 @@
+"""Every benchmark runs, in small, and reports ratios of results that were compared."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import inspect
+import json
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convatlas import catalog
+from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract
+from convatlas.networks.registry import create_model
+from convatlas.report import Report
+
+TINY = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3, "preprocess": {"size": 64}}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
+    for name, value in {"WARM_UP": (0.0, 1), "SECONDS": (0.0, 0.0), "SAMPLE": (0.0, 0.0)}.items():
+        monkeypatch.setattr(ratio, name, value)
+    sizes = {
+        fft_conv.LONG: [(1, 2, 64, 64)],
+        fft_conv.BLOCKS: [(1, 2, 5000, 127)],
+        fft_conv.MILLION: [(1, 1, 9000, 100)],
+    }
+    monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
+    monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
+    monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
+    monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
+    monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
+    monkeypatch.setattr(hypercomplex, "LAYER_BATCH", 2)
+    monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)
+    monkeypatch.setattr(
+        hypercomplex, "create_model", lambda name, n: create_model(name, depths=(1, 1), widths=(12, 12), n=n)
+    )
+    small = {"depths": (1, 1), "widths": (4, 4), "stem_width": 4}
+    monkeypatch.setattr(tract, "create_model", lambda name, **options: create_model(name, **options, **small))
+    monkeypatch.setattr(tract, "BATCHES", (2,))
+    monkeypatch.setattr(tract, "PATCH_BATCH", 1)
+    monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
+    monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
+
+
+def ratios(report: Report) -> list[float]:
+    document = json.loads(report.to_json())
+    tables = [part for section in document["sections"] for part in section["parts"] if part["kind"] == "table"]
+    return [
+        row[table["columns"].index("ratio")] for table in tables if "ratio" in table["columns"] for row in table["rows"]
+    ]
+
+
+@pytest.mark.parametrize("name", catalog.benchmarks())
+def test_it_runs_and_reports_ratios(name: str):
+    module = importlib.import_module(catalog.bench_module(name))
+    options: dict[str, Any] = {"models": networks.MODELS} if name == "networks" else {}
+    report = module.run(threads=[1], quick=True, **options)
+    assert ratios(report)
+    assert all(value > 0 for value in ratios(report))
+    assert [section.title for section in report.sections][-2:] == ["Memory", "How it was measured"]
+    bars = getattr(module, "BARS", [])
+    if bars:
+        assert report.sections[0].title == "Bars"
+        assert {claim.statement.removesuffix(" (1 thread)") for claim in report.claims} == {
+            bar.statement for bar in bars
+        }
+    assert torch.cuda.is_available() or not any("GPU" in section.title for section in report.sections)
+    assert "<html" in report.to_html()
+
+
+@pytest.mark.parametrize("name", catalog.benchmarks())
+def test_it_takes_threads_and_quick_by_name(name: str):
+    signature = inspect.signature(importlib.import_module(catalog.bench_module(name)).run)
+    assert {"threads", "quick"} <= set(signature.parameters)
+    assert all(entry.kind is entry.KEYWORD_ONLY for entry in signature.parameters.values())
+    assert catalog.benchmarks()[name].endswith(".")
+
+
+def test_every_bar_names_cases_that_exist():
+    for name in catalog.benchmarks():
+        module = importlib.import_module(catalog.bench_module(name))
+        for bar in getattr(module, "BARS", []):
+            assert (bar.at_least is None) != (bar.kept_at_most is None), bar.statement
+
+
+def test_both_sides_of_the_networks_are_seen():
+    report = networks.run(threads=[1], models=["inceptionnext_atto"], batch=2)
+    document = json.loads(report.to_json())
+    tables = {part["title"]: part for section in document["sections"] for part in section["parts"] if "rows" in part}
+    for what in ("Forward", "Forward and backward"):
+        pairs = [tuple(row[1:3]) for row in tables[what]["rows"]]
+        assert pairs == [pair for pair in networks.PAIRS if networks.THEIRS not in pair]
+    with pytest.raises(ValueError, match="models must be one name or several, got none"):
+        networks.run(models=[])
+    with pytest.raises(ValueError, match="unknown model 'resnet19'"):
+        networks.run(models=["resnet19"])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_timm_is_compared_with_where_its_weights_fit(monkeypatch: pytest.MonkeyPatch, fits: bool):
+    fake = types.ModuleType("timm")
+    fake.__spec__ = importlib.machinery.ModuleSpec("timm", None)
+    other = create_model("inceptionnext_atto", **TINY)
+    fake.is_model = lambda name: name == "inception_next_atto"  # type: ignore[attr-defined]
+    fake.create_model = lambda name: other if fits else nn.Linear(2, 2)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    report = networks.run(threads=[1], quick=True, models=["inceptionnext_atto"])
+    text = report.to_json()
+    assert ('"timm"' in text) is fits
+    assert "timm is not installed" not in text
