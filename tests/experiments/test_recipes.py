@@ -43,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
-    **dict.fromkeys(WAVEMIX, {"depth": 1, "dim": 8}),
+    **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -63,7 +63,7 @@ RATES = {
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
-    **dict.fromkeys(WAVEMIX, {0: 1e-3, 999: 1e-3}),
+    **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -111,8 +111,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
-    **dict.fromkeys(WAVEMIX[:2], {"dim": 320, "dropout": 0.5}),
-    **dict.fromkeys(WAVEMIX[2:], {"dim": 192, "level": 3}),
+    **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
+    **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from convatlas.experiments import wavemix
 from convatlas.networks.wavemix import WaveMixConfig, WaveMixSRConfig
@@ -51,12 +49,6 @@ def test_quick_runs(small: None, monkeypatch: pytest.MonkeyPatch):
     assert [pixels.shape for pixels, _ in images.images] == [(64, 64, 3), (32, 32, 3), (64, 64, 3), (64, 64, 3)]
     assert all(pixels.std() > 1 for pixels, _ in images.images)
     assert "WaveMix" in report.to_html()
-
-
-def test_bytes_are_counted_once():
-    net = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid())
-    x = torch.randn(5, 3)
-    assert wavemix._kept_bytes(net, x) == 4 * (5 * 3 + 5 * 4)
 
 
 def test_full_joins_two_phases(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -33,6 +33,7 @@ from convatlas.networks.wavemix import WaveMix, WaveMixConfig, WaveMixSR, WaveMi
 from convatlas.ops.image_quality import psnr
 from convatlas.ops.resize import resize
 from convatlas.report import Bars, Cell, Claim, Images, Note, Report, Section, Table
+from convatlas.training.measure import kept_bytes
 from convatlas.training.settings import Training
 from convatlas.training.task import seed_everything
 
@@ -131,7 +132,7 @@ def _classification(advance: Callable[[str], None]) -> Section:
     }
     trained = compare(networks, TRAINING, seeds=SEEDS, train_fraction=TRAIN_FRACTION, advance=advance)
     wavemix, convolutions = trained.values()
-    kept = {name: _kept_bytes(build(), torch.randn(MEMORY_BATCH, 1, 32, 32)) for name, build in networks.items()}
+    kept = {name: _kept(build()) for name, build in networks.items()}
     kept_wavemix, kept_convolutions = kept.values()
     claims = [
         Claim.judge(
@@ -182,21 +183,10 @@ def _classification(advance: Callable[[str], None]) -> Section:
     return Section("Classification", [*claims, *parts, bars, note])
 
 
-def _kept_bytes(network: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct tensors that a forward pass keeps for its backward pass, parameters left out."""
-    owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = network.train()(x)  # alive while it is counted, so that no memory is used twice
-    del output
-    return sum(kept.values())
+def _kept(network: nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass, without the parameters."""
+    x = torch.randn(MEMORY_BATCH, 1, 32, 32)
+    return kept_bytes(lambda: network.train()(x), without=network.parameters())
 
 
 # -- images of twice the size ------------------------------------------------------------------------------------------
