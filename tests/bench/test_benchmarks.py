@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from convatlas import catalog
-from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract
+from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract, wavelets
 from convatlas.networks.registry import create_model
 from convatlas.report import Report
 
@@ -46,6 +46,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tract, "create_model", lambda name, **options: create_model(name, **options, **small))
     monkeypatch.setattr(tract, "BATCHES", (2,))
     monkeypatch.setattr(tract, "PATCH_BATCH", 1)
+    monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
+    monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

@@ -22,6 +22,8 @@ from convatlas.training.task import split_settings
 ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+#: Two phases for small images, two for large ones.
+WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 #: The network of each recipe, small enough for a test.
 TINY: dict[str, dict[str, Any]] = {
     "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
@@ -41,6 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
+    **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -60,6 +63,7 @@ RATES = {
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
+    **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -81,6 +85,10 @@ BATCHES = {
     "phresnet_cifar": 128,
     "phvgg_cifar": 128,
     "phnn_svhn": 128,
+    "wavemix_cifar": 512,
+    "wavemix_cifar_sgd": 512,
+    "wavemix_imagenet": 128,
+    "wavemix_imagenet_sgd": 128,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -103,6 +111,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
+    **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
+    **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -171,9 +181,11 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad": 5e-5,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
+    decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
     assert training.weight_decay == decay.get(recipe, 0.05)
     assert (training.optimizer == "sgd") == (
-        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad") or hypercomplex
+        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
+        or hypercomplex
     )
     assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas.data.rand_augment import parse_rand_augment
+from convatlas.data.trivial_augment import trivial_augment
 from convatlas.errors import unknown
 
 __all__ = [
@@ -201,8 +202,8 @@ class Preprocess:
 class Augment:
     """The training transform of one image. All randomness comes from the generator that it is called with.
 
-    In order: random resized crop (or the evaluation view), affine, padding and random crop, flips, RandAugment or
-    colour jitter, normalisation, random erasing.
+    In order: random resized crop (or the evaluation view), affine, padding and random crop, flips, TrivialAugment,
+    RandAugment or colour jitter, normalisation, random erasing.
 
     Attributes:
         random_resized_crop: cut out a random part and resize it; False takes the evaluation view.
@@ -215,6 +216,7 @@ class Augment:
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         random_interpolation: resize by bilinear or bicubic interpolation, at random, instead of the evaluation's.
+        trivial_augment: one random operation of random strength, with the wide ranges; for uint8 of 1 or 3 channels.
         rand_augment: RandAugment in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; for uint8 of 1 or 3 channels.
         color_jitter: largest relative change of brightness, contrast and saturation; not used beside RandAugment.
         random_erasing: probability that a box is replaced by normal noise.
@@ -230,6 +232,7 @@ class Augment:
     hflip: float = 0.5
     vflip: float = 0.0
     random_interpolation: bool = False
+    trivial_augment: bool = False
     rand_augment: str | None = None
     color_jitter: float = 0.0
     random_erasing: float = 0.0
@@ -270,6 +273,8 @@ class Augment:
             image = image[:, ::-1]
         if _uniform(0, 1, generator) < self.vflip:
             image = image[::-1]
+        if self.trivial_augment:
+            image = trivial_augment(np.ascontiguousarray(image), generator)
         if self.rand_augment is not None:
             fill = (preprocess.denormalise(torch.zeros(image.shape[2], 1, 1))).reshape(-1).tolist()
             image = _parse_rand_augment(self.rand_augment)(np.ascontiguousarray(image), generator, fill)

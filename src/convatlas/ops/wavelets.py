@@ -17,16 +17,14 @@ from torch import Tensor
 
 from convatlas.errors import unknown
 from convatlas.ops.backend import Backends
+from convatlas.ops.boundary import extend
 from convatlas.ops.precision import without_autocast
 from convatlas.ops.wavelet_filters import Wavelet, find_wavelet
 
 __all__ = ["Coefficients", "Mode", "dwt", "idwt", "max_level", "subbands", "wavedec", "waverec"]
 
-#: What lies beyond the ends of a signal (a b c d), read from the end outwards:
-#: ``zero`` 0 0 0, ``constant`` d d d, ``symmetric`` d c b, ``reflect`` c b a, ``periodic`` a b c,
-#: ``smooth`` the line through c and d, ``antisymmetric`` -d -c -b, ``antireflect`` 2d-c 2d-b 2d-a.
-#: ``periodization`` is periodic with as few coefficients as there are samples; a signal of odd length first repeats its
-#: last sample.
+#: What lies beyond the ends of a signal, see `convatlas.ops.boundary.Boundary`, or ``periodization``: periodic, with as
+#: few coefficients as there are samples; a signal of odd length first repeats its last sample.
 Mode = Literal[
     "zero", "constant", "symmetric", "reflect", "periodic", "smooth", "antisymmetric", "antireflect", "periodization"
 ]
@@ -255,9 +253,9 @@ def _surrounded(x: Tensor, axis: int, length: int, mode: Mode) -> Tensor:
     """x with the samples around it that the filters reach; what is left is to filter and keep every other result."""
     odd = x.shape[axis] % 2
     if mode == "periodization":
-        even = _extended(x, axis, 0, odd, "constant")
-        return _extended(even, axis, length // 2 - 1, length // 2 - 1, "periodic")
-    return _extended(x, axis, length - 2, length - 2 + odd, mode)
+        even = extend(x, axis, 0, odd, "constant")
+        return extend(even, axis, length // 2 - 1, length // 2 - 1, "periodic")
+    return extend(x, axis, length - 2, length - 2 + odd, mode)
 
 
 def _circular(y: Tensor, axis: int, length: int, mode: Mode) -> tuple[Tensor, int]:
@@ -265,40 +263,7 @@ def _circular(y: Tensor, axis: int, length: int, mode: Mode) -> tuple[Tensor, in
     if mode != "periodization":
         return y, length - 2
     around = length // 4
-    return _extended(y, axis, around, around, "periodic"), length // 2 - 1 + 2 * around
-
-
-def _extended(x: Tensor, axis: int, left: int, right: int, mode: Mode) -> Tensor:
-    if left == right == 0:
-        return x
-    n, later = x.shape[axis], x.dim() - 1 - axis
-    if mode == "zero":
-        return F.pad(x, (*[0, 0] * later, left, right))
-    position = torch.arange(-left, n + right, device=x.device)
-    if mode == "periodic":
-        return x.index_select(axis, position % n)
-    if mode in ("constant", "smooth"):
-        y = x.index_select(axis, position.clamp(0, n - 1))
-        if mode == "constant":
-            return y
-        before, beyond = (part.view(-1, *[1] * later).to(x.dtype) for part in (position, position - (n - 1)))
-        first, second, last_but_one, last = (x.narrow(axis, max(at, 0), 1) for at in (0, min(1, n - 1), n - 2, n - 1))
-        return y + before.clamp(max=0) * (second - first) + beyond.clamp(min=0) * (last - last_but_one)
-    # There and back again: the ends are repeated in the symmetric modes and not in the reflecting ones.
-    span = n if mode in ("symmetric", "antisymmetric") else max(n - 1, 1)
-    back = position // span % 2
-    index = torch.where(back == 1, n - 1 - position % span, position % span)
-    if mode in ("symmetric", "reflect"):
-        return x.index_select(axis, index)
-    sign = (1 - 2 * back).view(-1, *[1] * later).to(x.dtype)
-    if mode == "antisymmetric":
-        return sign * x.index_select(axis, index)
-    # Less the line through its ends, the signal is antisymmetric around both.
-    first, last = x.narrow(axis, 0, 1), x.narrow(axis, n - 1, 1)
-    slope = (last - first) / span
-    inside, everywhere = (p.view(-1, *[1] * later).to(x.dtype) for p in (position[left : left + n], position))
-    rest = x - first - slope * inside
-    return first + slope * everywhere + sign * rest.index_select(axis, index)
+    return extend(y, axis, around, around, "periodic"), length // 2 - 1 + 2 * around
 
 
 # -- the literal sums --------------------------------------------------------------------------------------------------
