@@ -40,6 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
         for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")
     },
     **dict.fromkeys(("hornet", "hornet_384"), HORNET),
+    **{key: {"depths": [[1, 1, 0]], "dims": [8, 8], "num_heads": [1, 2]} for key in ("crossvit", "crossvit_384")},
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
@@ -60,6 +61,8 @@ RATES = {
     "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
     "hornet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
     "hornet_384": {0: 5e-5, 30: 1e-6},
+    "crossvit": {0: 1e-6, 30: 4e-3, 165: (4e-3 + 1e-5) / 2, 300: 1e-5},
+    "crossvit_384": {0: 5e-6, 29: 5e-6},
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
@@ -82,6 +85,8 @@ BATCHES = {
     "cvt_finetune": 512,
     "hornet": 4096,
     "hornet_384": 512,
+    "crossvit": 4096,
+    "crossvit_384": 512,
     "phresnet_cifar": 128,
     "phvgg_cifar": 128,
     "phnn_svhn": 128,
@@ -108,6 +113,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "hornet": {"drop_path": 0.2, "base_dim": 64},
     "hornet_384": {"drop_path": 0.4, "base_dim": 192},
+    "crossvit": {"drop_path": 0.1, "image_sizes": None},
+    "crossvit_384": {"preprocess": Preprocess(size=408, crop=1.0)},
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
@@ -168,6 +175,7 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("crossvit", "crossvit_384"), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
     assert training.ema == (0.9999 if averaged else None)
@@ -175,6 +183,7 @@ def test_published_augmentation(recipe: str) -> None:
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
         "hornet_384": 1e-8,
+        "crossvit_384": 1e-8,
         "cvt_21": 0.1,
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,
@@ -187,7 +196,8 @@ def test_published_augmentation(recipe: str) -> None:
         recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
         or hypercomplex
     )
-    assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
+    repeated = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384")
+    assert training.repeated_augmentation == (3 if recipe in repeated else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
     assert training.clip == clips.get(recipe)
     assert training.momentum == 0.9

@@ -466,7 +466,7 @@ class CrossViT(Backbone):
         """The tokens (B, 1 + N_b, C_b) behind the last block, and the grid of the patches, of each branch."""
         self._check_input(x)
         views = self.views(x)
-        tokens = [embed(view) for embed, view in zip(self.embeddings, views, strict=True)]
+        tokens = [self._run_stage(embed, view) for embed, view in zip(self.embeddings, views, strict=True)]
         for block in self.blocks:
             tokens = self._run_stage(block, tokens)
         return tokens, [self._grid(view, branch) for branch, view in enumerate(views)]
