@@ -10,7 +10,7 @@ import pytest
 
 from convatlas.experiments import crossvit
 from convatlas.experiments.small_training import Trained
-from convatlas.report import Images, Report, Section, Table
+from convatlas.report import Report, Section, Table
 from convatlas.training.settings import Training
 
 UNKNOWN = "cannot be told at this scale"
@@ -39,8 +39,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
             }
 
         monkeypatch.setattr(crossvit, "compare", compare)
-        monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 1)
-        monkeypatch.setattr(crossvit, "TEST_IMAGES", 8)
         monkeypatch.setattr(crossvit, "_cost_section", lambda: Section("Cost", []))
         return crossvit.run("quick")
 
@@ -50,15 +48,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
 def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
     monkeypatch.setattr(crossvit, "SEEDS", (0, 1))
-    monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 64)
-    monkeypatch.setattr(crossvit, "TEST_IMAGES", 100)
+    monkeypatch.setattr(crossvit, "TRAIN_FRACTION", 0.05)
     monkeypatch.setattr(crossvit, "TRAINING", Training(epochs=1, batch_size=32, lr=1e-3, warmup_epochs=0))
     report = crossvit.run("quick")
     accuracy = _table(report, "Accuracy on the test images")
     crossing, apart, alone = (int(row[1] or 0) for row in accuracy.rows)
     assert apart < crossing
     assert alone == pytest.approx(crossing, rel=0.05)
-    assert all(0 < float(row[-1] or 0) < 40 for row in accuracy.rows)  # of 16 classes
+    assert all(0 < float(row[-1] or 0) < 60 for row in accuracy.rows)  # of 10 classes
     differences = [float(accuracy.rows[0][column] or 0) - float(accuracy.rows[1][column] or 0) for column in (2, 3)]
     assert report.claims[0].values == pytest.approx(differences)
     assert report.claims[2].verdict == "holds"
@@ -69,8 +66,6 @@ def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_class[1] == pytest.approx(exact / 1e6)
     every = 401 + 197
     assert by_all[1] == pytest.approx((2 * 401 * 192 * 384 + 4 * every * 384**2 + 2 * every**2 * 384) / 1e6)
-    pictures = next(part for section in report.sections for part in section.parts if isinstance(part, Images))
-    assert all(pixels.shape == (crossvit.SIDE, crossvit.SIDE) for pixels, _ in pictures.images)
     assert "class token" in report.to_html()
 
 
@@ -80,20 +75,6 @@ def test_verdicts_follow_from_the_accuracies(measured: Callable[..., Report]) ->
     assert _verdicts(measured(alone=85.0)) == ["holds", "does not hold"]
     assert _verdicts(measured(crossing=30.0, apart=20.0)) == [UNKNOWN] * 2
     assert _verdicts(measured(crossing=81.0, noise=5.0))[0] == UNKNOWN
-
-
-def test_every_class_is_drawn_as_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossvit, "NOISE", 0.0)
-    monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 64)
-    monkeypatch.setattr(crossvit, "TEST_IMAGES", 200)
-    samples = crossvit._textures(0)
-    assert samples.images.shape == (64, 1, crossvit.SIDE, crossvit.SIDE)
-    assert set(samples.test_labels.tolist()) == set(range(16))
-    pixels, texture = samples.test_images[:, 0], samples.test_labels % 4
-    down, across = (pixels.diff(dim=dim).abs().mean((1, 2)) for dim in (1, 2))
-    assert (across > 2 * down)[texture == 0].all()  # stripes from top to bottom
-    assert (down > 2 * across)[texture == 2].all()
-    assert ((pixels != 0).double().mean((1, 2)) > 0.3).all()
 
 
 def test_full_trains_by_recipe(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
