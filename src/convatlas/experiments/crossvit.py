@@ -47,7 +47,7 @@ SHARE = 0.1
 SEEDS = (0, 1, 2)
 SIDE = 32
 TRAIN_FRACTION = 0.5
-TRAINING = Training(epochs=15, batch_size=32, lr=2e-3, warmup_epochs=2)
+TRAINING = Training(epochs=10, batch_size=32, lr=2e-3, warmup_epochs=2)
 NETWORK = CrossViTConfig(
     image_sizes=(SIDE, SIDE),
     patch_sizes=(8, 16),
