@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -295,7 +295,7 @@ class MultiScaleBlock(nn.Module):
         """
         maps = []
         for fusion, visitor in zip(self.fusion, self._visitors(encoded), strict=True):
-            first = fusion[0] if isinstance(fusion, nn.Sequential) else fusion
+            first: Any = fusion[0] if isinstance(fusion, nn.Sequential) else fusion
             maps.append(first.attn.attention_weights(first.norm1(visitor)))
         return maps
 
