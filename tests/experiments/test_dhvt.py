@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from convatlas.experiments import dhvt
-from convatlas.experiments.small_training import Trained
+from convatlas.experiments.small_training import Samples, Trained
 from convatlas.report import Images, Report, Table
 from convatlas.training.settings import Training
 
@@ -29,13 +29,13 @@ def _tables(report: Report, title: str) -> list[Table]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
     """The quick report of given accuracies: the four networks with few images, then two with more."""
 
-    def report(*accuracies: float, noise: float = 0.0) -> Report:
+    def report(*accuracies: float, noise: float = 0.0, loss: float = 0.1) -> Report:
         left = list(accuracies)
 
         def compare(networks: dict[str, Any], *_: object, seeds: tuple[int, ...], **__: object) -> dict[str, Any]:
             return {
                 name: [
-                    Trained(100, accuracy + (noise * (-1) ** seed if name == "DHVT" else 0), [1.0]) for seed in seeds
+                    Trained(100, accuracy + (noise * (-1) ** seed if name == "DHVT" else 0), [loss]) for seed in seeds
                 ]
                 for name, accuracy in ((name, left.pop(0)) for name in networks)
             }
@@ -52,6 +52,8 @@ def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dhvt, "FEW", 40)
     monkeypatch.setattr(dhvt, "MANY", 80)
     monkeypatch.setattr(dhvt, "COPIES", {40: 2, 80: 1})
+    all_digits = dhvt._digits
+    monkeypatch.setattr(dhvt, "_digits", lambda count, seed: Samples(*(x[:200] for x in all_digits(count, seed))))
     monkeypatch.setattr(dhvt, "TRAINING", Training(epochs=1, batch_size=40, lr=1e-3, warmup_epochs=0))
     report = dhvt.run("quick")
     few, many = _tables(report, "Accuracy on the test images")
@@ -71,6 +73,7 @@ def test_verdicts_follow_from_the_accuracies(measured: Callable[..., Report]) ->
     assert _verdicts(measured(90, 88, 85, 85, 95, 92)) == ["does not hold", "holds", "holds", "does not hold"]
     assert _verdicts(measured(90, 80, 95, 85, 95, 92))[2] == "does not hold"
     assert _verdicts(measured(90, 80, 85, 95, 95, 92))[1] == "does not hold"
+    assert _verdicts(measured(90, 80, 85, 85, 95, 92, loss=1.0)) == ["holds"] * 3 + [UNKNOWN]
     assert _verdicts(measured(30, 20, 15, 15, 95, 92)) == [UNKNOWN] * 4
     assert _verdicts(measured(90, 80, 89, 89, 95, 85.5, noise=4))[1:3] == [UNKNOWN] * 2
 
