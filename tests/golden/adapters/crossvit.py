@@ -83,8 +83,10 @@ def _block(case: Case) -> dict[str, Tensor]:
 
 
 def _network(case: Case) -> dict[str, Tensor]:
-    case.only("mlp_ratio", "norm_layer", *_FIELDS)
+    case.only("mlp_ratio", "norm_layer", "hybrid_backbone", *_FIELDS)
     config = case.config
+    if any(config.get("hybrid_backbone") or ()):
+        raise KeyError(f"{case.system}/{case.name}: the adapter does not handle {config['hybrid_backbone']}")
     fields: dict[str, Any] = {"qkv_bias": False, "norm_eps": _eps(case)}
     fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
     fields["mlp_ratios"] = config["mlp_ratio"][: len(fields["dims"])]

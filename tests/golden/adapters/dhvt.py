@@ -78,11 +78,13 @@ def _module(case: Case, layer: Any) -> dict[str, Tensor]:
 
 
 def _network(case: Case) -> dict[str, Tensor]:
-    case.only("img_size", "kernel_size", *_FIELDS)
+    case.only("img_size", "kernel_size", "apply_dhvt", *_FIELDS)
     config = case.config
+    if config.get("apply_dhvt", True) is not True:
+        raise KeyError(f"{case.system}/{case.name}: the adapter does not handle apply_dhvt False")
     fields: dict[str, Any] = {"drop_path": 0.0}
     fields |= {ours: config[theirs] for theirs, ours in _FIELDS.items() if theirs in config}
-    fields |= {"kernel_size": config.get("kernel_size", 3), "preprocess": {"size": config["img_size"], "crop": 1.0}}
+    fields["kernel_size"] = config.get("kernel_size", 3)
     model = case.load(DHVT(DHVTConfig().override(**fields)))
     x = case.inputs["x"]
     results = {"features": model.forward_tokens(x)[1], "logits": model(x)}
