@@ -59,7 +59,8 @@ def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     differences = [float(accuracy.rows[0][column] or 0) - float(accuracy.rows[1][column] or 0) for column in (2, 3)]
     assert report.claims[0].values == pytest.approx(differences)
     assert report.claims[2].verdict == "holds"
-    (by_class, by_all) = _table(report, "One exchange of crossvit_15_224").rows
+    (by_class, merged, by_all) = _table(report, "One exchange of crossvit_15_224").rows
+    assert float(merged[1] or 0) < 0.05 * float(by_class[1] or 0)
     # Queries and what is projected are one token each; of the others there are keys, values and two products.
     exact = sum(2 * width * ((1 + patches) * (width + 1)) for width, patches in ((192, 400), (384, 196)))
     exact += sum(2 * width**2 + 2 * 192 * 384 for width in (192, 384))

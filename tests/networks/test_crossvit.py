@@ -17,6 +17,7 @@ from convatlas.networks.base import Feature
 from convatlas.networks.crossvit import VARIANTS, CrossAttention, CrossViT, CrossViTConfig, MultiScaleBlock
 from convatlas.networks.registry import create_model, model_config, published_files
 from convatlas.nn.drop import DropPath
+from convatlas.surgery import merge
 from convatlas.training.optim import parameter_groups
 
 PARAMETERS = {
@@ -212,6 +213,29 @@ def test_cost_of_cross_attention_is_linear_in_the_tokens():
             return cost(CrossAttention(64, 4), torch.randn(1, tokens, 64)).total.macs
 
     assert macs(200) - macs(100) == macs(300) - macs(200) == 100 * (2 * 64 * 64 + 2 * 64)
+
+
+@pytest.mark.parametrize(("bias", "scale"), [(True, None), (False, 0.3)])
+def test_merged_cross_attention_is_the_same_and_cheaper(bias: bool, scale: float | None):
+    layer = stirred(CrossAttention(64, 4, qkv_bias=bias, scale=scale))
+    merged = merge(layer).model
+    for count in (1, 2, 30):
+        x = images(2, count, 64)
+        torch.testing.assert_close(merged(x), layer(x))
+    macs = cost(merged, images(1, 201, 64)).total.macs - cost(merged, images(1, 101, 64)).total.macs
+    assert macs == 100 * 2 * 4 * 64  # instead of 100 * (2 * 64 * 64 + 2 * 64)
+
+
+def test_the_merged_network_computes_the_same():
+    model = stirred(CrossViT(SMALL))
+    done = merge(model)
+    assert list(done.changed) == [
+        f"blocks.{name}.attn"
+        for name in ("0.fusion.0", "0.fusion.1", "1.fusion.0.0", "1.fusion.0.1", "1.fusion.1.0", "1.fusion.1.1")
+    ]
+    x = images(2, 3, 60, 60)
+    torch.testing.assert_close(done.model(x), model(x))
+    torch.testing.assert_close(done.model.class_attention(x), model.class_attention(x))
 
 
 def test_only_class_tokens_are_exchanged():

@@ -181,6 +181,39 @@ class CrossAttention(nn.Module):
         """What the class token of (B, N, C) attends to: (B, num_heads, N), whose rows sum to 1."""
         return attention_weights(self.wq(x[:, :1]), self.wk(x), self.num_heads, scale=self.scale).squeeze(2)
 
+    def merged(self) -> nn.Module | None:
+        """For `convatlas.surgery.merge`: the same at a fraction of the cost; None if a part was replaced."""
+        return _MergedCrossAttention(self) if type(self.wk) is type(self.wv) is nn.Linear else None
+
+
+class _MergedCrossAttention(nn.Module):
+    """Cross-attention with its products in another order: no token has a key or a value of its own.
+
+    For the one query q of a head, q . (W_k u) = (W_k^T q) . u, and the sum of a_n W_v u_n is W_v times the sum of
+    a_n u_n. With h heads N tokens take 2 N h C multiply-adds instead of 2 N C^2. The bias of the keys adds the same to
+    every score, and so drops out; that of the values comes through as it is, for the a_n sum to 1.
+    """
+
+    def __init__(self, layer: CrossAttention) -> None:
+        super().__init__()
+        heads = (layer.num_heads, -1)
+        self.wq, self.proj = layer.wq, layer.proj
+        self.key = nn.Parameter(layer.wk.weight.detach().unflatten(0, heads).clone())
+        self.value = nn.Parameter(layer.wv.weight.detach().unflatten(0, heads).clone())
+        self.value_bias = None if layer.wv.bias is None else nn.Parameter(layer.wv.bias.detach().clone())
+        self.scale = self.key.shape[1] ** -0.5 if layer.scale is None else layer.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = multi_head_attention(self._queries(x), x, x, 1, scale=self.scale)
+        y = torch.einsum("bhc,hdc->bhd", read, self.value).flatten(1)
+        return self.proj(y if self.value_bias is None else y + self.value_bias)[:, None]
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        return attention_weights(self._queries(x), x, 1, scale=self.scale).squeeze(1)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        return torch.einsum("bhd,hdc->bhc", self.wq(x[:, 0]).unflatten(-1, self.key.shape[:2]), self.key)
+
 
 class _CrossAttentionLayer(nn.Module):
     """y = x_0 + CA(LN(x)) of the class token x_0 (figure 4)."""
@@ -272,17 +305,16 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Map the tokens (B, 1 + N_b, C_b) of each branch to the same shapes."""
-        encoded = self.encode(tokens)
-        exchanged = []
-        for own, fusion, back, visitor in zip(
-            encoded, self.fusion, self.revert_projs, self._visitors(encoded), strict=True
-        ):
-            exchanged.append(torch.cat([back(fusion(visitor)), own[:, 1:]], dim=1))
-        return exchanged
+        return self.exchange(self.encode(tokens))
 
     def encode(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """The tokens of each branch behind its transformer blocks, before the exchange."""
         return [blocks(own) for blocks, own in zip(self.blocks, tokens, strict=True)]
+
+    def exchange(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """Map what `encode` gave to the same shapes; only the class tokens change."""
+        parts = zip(encoded, self.fusion, self.revert_projs, self._visitors(encoded), strict=True)
+        return [torch.cat([back(fusion(visitor)), own[:, 1:]], dim=1) for own, fusion, back, visitor in parts]
 
     def class_attention(self, encoded: Sequence[Tensor]) -> list[Tensor]:
         """What the class token of each branch attends to in the first layer of cross-attention.
@@ -434,7 +466,7 @@ class CrossViT(Backbone):
             encoded = block.encode(tokens)  # type: ignore[operator]
             rows = zip(block.class_attention(encoded), [*grids[1:], grids[0]], strict=True)  # type: ignore[operator]
             maps.append([weights[..., 1:].unflatten(-1, grid) for weights, grid in rows])
-            tokens = block(tokens)
+            tokens = block.exchange(encoded)  # type: ignore[operator]
         return maps
 
     def views(self, x: Tensor) -> list[Tensor]:
