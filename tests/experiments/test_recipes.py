@@ -24,6 +24,7 @@ RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
+DHVT = ("dhvt_cifar", "dhvt_domain", "dhvt_imagenet", "dhvt_finetune")
 #: The network of each recipe, small enough for a test.
 TINY: dict[str, dict[str, Any]] = {
     "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
@@ -40,6 +41,8 @@ TINY: dict[str, dict[str, Any]] = {
         for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")
     },
     **dict.fromkeys(("hornet", "hornet_384"), HORNET),
+    **{key: {"depths": [[1, 1, 0]], "dims": [8, 8], "num_heads": [1, 2]} for key in ("crossvit", "crossvit_384")},
+    **{key: {"depth": 1, "dim": 16, "num_heads": 2} for key in DHVT},
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
@@ -60,6 +63,12 @@ RATES = {
     "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
     "hornet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
     "hornet_384": {0: 5e-5, 30: 1e-6},
+    "crossvit": {0: 1e-6, 30: 4e-3, 165: (4e-3 + 1e-5) / 2, 300: 1e-5},
+    "crossvit_384": {0: 5e-6, 29: 5e-6},
+    "dhvt_cifar": {0: 1e-6, 5: 1e-3, 300: 1e-5},
+    "dhvt_domain": {0: 1e-6, 20: 5e-4, 300: 1e-5},
+    "dhvt_imagenet": {0: 1e-6, 10: 5e-4, 300: 1e-5},
+    "dhvt_finetune": {0: 1e-6, 2: 2.5e-4, 100: 1e-6},
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
@@ -82,6 +91,12 @@ BATCHES = {
     "cvt_finetune": 512,
     "hornet": 4096,
     "hornet_384": 512,
+    "crossvit": 4096,
+    "crossvit_384": 512,
+    "dhvt_cifar": 512,
+    "dhvt_domain": 256,
+    "dhvt_imagenet": 512,
+    "dhvt_finetune": 256,
     "phresnet_cifar": 128,
     "phvgg_cifar": 128,
     "phnn_svhn": 128,
@@ -108,6 +123,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "hornet": {"drop_path": 0.2, "base_dim": 64},
     "hornet_384": {"drop_path": 0.4, "base_dim": 192},
+    "crossvit": {"drop_path": 0.1, "image_sizes": None},
+    "crossvit_384": {"preprocess": Preprocess(size=408, crop=1.0)},
+    **{key: {"drop_path": 0.1} for key in DHVT},
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
@@ -153,7 +171,8 @@ def test_published_augmentation(recipe: str) -> None:
     task, training = split_settings(Recognition, recipe_settings(recipe))
     augment = task.augment
     hypercomplex = recipe.startswith("ph")
-    assert augment.random_resized_crop is not hypercomplex
+    whole = hypercomplex or recipe in (*WAVEMIX[:2], "dhvt_cifar")
+    assert augment.random_resized_crop is not whole
     assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
     mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
@@ -168,6 +187,7 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("crossvit", "crossvit_384", *DHVT), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
     assert training.ema == (0.9999 if averaged else None)
@@ -175,6 +195,8 @@ def test_published_augmentation(recipe: str) -> None:
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
         "hornet_384": 1e-8,
+        "crossvit_384": 1e-8,
+        "dhvt_finetune": 1e-8,
         "cvt_21": 0.1,
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,
@@ -187,7 +209,8 @@ def test_published_augmentation(recipe: str) -> None:
         recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
         or hypercomplex
     )
-    assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
+    repeated = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384", *DHVT[:3])
+    assert training.repeated_augmentation == (3 if recipe in repeated else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
     assert training.clip == clips.get(recipe)
     assert training.momentum == 0.9
