@@ -1,16 +1,19 @@
-"""ResNet, and ECA-Net: a ResNet with efficient channel attention at the end of each residual branch.
+"""ResNet, and ResNets with efficient channel or efficient local attention at the end of each residual branch.
 
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385, in the form that is
 common since ("v1.5"): the 3x3 convolution of a bottleneck has the stride. Parameters are named as in torchvision.
 Wang, Wu, Zhu, Li, Zuo, Hu: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
 arXiv 1910.03151.
+Xu, Wan: "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", 2024, arXiv 2403.01123; where its
+attention stands in a block is not published: here before the addition, as in ECA-Net.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -18,6 +21,7 @@ from convatlas.data.transforms import Preprocess
 from convatlas.errors import unknown
 from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
 from convatlas.nn.mixers.eca import eca_per_stage
+from convatlas.nn.mixers.ela import ELA
 from convatlas.weights import Layout
 
 __all__ = ["PUBLISHED", "VARIANTS", "BasicBlock", "Bottleneck", "MakeConv", "ResNet", "ResNetConfig", "projection"]
@@ -46,6 +50,10 @@ class ResNetConfig(BackboneConfig):
             and max-pooling.
         stem_pool: whether a max-pooling follows the stem; by default behind the large one only.
         eca_kernel_sizes: kernel size of ECA for each stage, as numbers or as digits ("3557"); None for no attention.
+        ela: variant of ELA, ``"T"``, ``"B"``, ``"S"`` or ``"L"``; None for no attention.
+
+    Raises:
+        ValueError: both attentions are asked for.
     """
 
     block: str = "basic"
@@ -55,7 +63,13 @@ class ResNetConfig(BackboneConfig):
     small_stem: bool = False
     stem_pool: bool | None = None
     eca_kernel_sizes: tuple[int, ...] | str | None = None
+    ela: Literal["T", "B", "S", "L"] | None = None
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(interpolation="bilinear"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ela is not None and self.eca_kernel_sizes is not None:
+            raise ValueError(f"eca_kernel_sizes must be None with ela, got {self.eca_kernel_sizes!r}")
 
     def build(self) -> ResNet:
         return ResNet(self)
@@ -160,12 +174,13 @@ class ResNet(Backbone):
     Args:
         config: what to build.
         attention: makes the attention of a block from its channels, e.g. ``SqueezeExcite``, for studies with another
-            one; by default the ECA of the config, or none.
+            one; by default the ECA or ELA of the config, or none.
         conv: makes the convolutions; by default those of torch, without bias.
 
     Raises:
-        UnknownName: there is no such block.
-        ValueError: the tuples of the config name different numbers of stages, or a kernel size is even.
+        UnknownName: there is no such block or no such variant of ELA.
+        ValueError: the tuples of the config name different numbers of stages, a kernel size is even, or ELA cannot have
+            the channels.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
@@ -184,6 +199,8 @@ class ResNet(Backbone):
         if not depths or len(depths) != len(widths) or min(*depths, *widths) < 1:
             raise ValueError(f"depths and widths must be positive and of the same length, got {depths} and {widths}")
         block = _BLOCKS[config.block]
+        if attention is None and config.ela is not None:
+            attention = partial(ELA, variant=config.ela)
         attentions: Sequence[Attention] = [attention or nn.Identity] * len(depths)
         if attention is None and config.eca_kernel_sizes is not None:
             attentions = eca_per_stage(config.eca_kernel_sizes, len(depths))
@@ -267,6 +284,18 @@ VARIANTS: dict[str, ResNetConfig] = {
     "eca_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, eca_kernel_sizes=(3, 5, 5, 7)),
     "eca_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, eca_kernel_sizes=(3, 3, 5, 7)),
     "eca_resnet152": ResNetConfig(block="bottleneck", depths=_DEPTHS_152, eca_kernel_sizes=(3, 3, 5, 7)),
+    "ela_t_resnet18": ResNetConfig(ela="T"),
+    "ela_b_resnet18": ResNetConfig(ela="B"),
+    "ela_s_resnet18": ResNetConfig(ela="S"),
+    "ela_l_resnet18": ResNetConfig(ela="L"),
+    "ela_t_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="T"),
+    "ela_b_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="B"),
+    "ela_s_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="S"),
+    "ela_l_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="L"),
+    "ela_t_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="T"),
+    "ela_b_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="B"),
+    "ela_s_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="S"),
+    "ela_l_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="L"),
 }
 
 
