@@ -200,8 +200,7 @@ def test_published_augmentation(recipe: str) -> None:
     assert training.weight_decay == decay.get(recipe, 0.05)
     mobile = ("eca_resnet", "eca_mobilenet_v2", "ela", "ulsam", "ulsam_fine_grained")
     assert (training.optimizer == "sgd") == (
-        recipe in (*mobile, "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
-        or hypercomplex
+        recipe in (*mobile, "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2]) or hypercomplex
     )
     assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}

@@ -1,4 +1,4 @@
-"""MobileNetV2, plain and with three attentions: published sizes, torchvision's names, the attention slot, features, bad input."""
+"""MobileNetV2, plain and with three attentions: sizes, torchvision's names, attention slots, features, bad input."""
 
 from __future__ import annotations
 

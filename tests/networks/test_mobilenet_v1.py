@@ -10,9 +10,7 @@ from convatlas.networks import create_model
 from convatlas.networks.mobilenet_v1 import VARIANTS, MobileNetV1Config
 from convatlas.nn.mixers.ulsam import ULSAM
 
-SMALL = MobileNetV1Config(
-    layers=((12, 2), (16, 1), (16, 1), (24, 2), (24, 1), (32, 2)), stem_width=8, num_classes=5
-)
+SMALL = MobileNetV1Config(layers=((12, 2), (16, 1), (16, 1), (24, 2), (24, 1), (32, 2)), stem_width=8, num_classes=5)
 #: Published for the plain network: 4.2 million parameters and 569 million multiply-adds (arXiv 1704.04861, table 4).
 PLAIN = 4_231_976
 #: A depthwise separable layer with 512 channels, and subspace attention in four groups.
