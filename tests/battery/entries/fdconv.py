@@ -9,7 +9,15 @@ from convatlas.ops.per_sample_conv import per_sample_conv2d
 NETWORKS = [
     Network(
         "resnet50_fdconv",
-        {"depths": (1, 1), "widths": (20, 24), "stem_width": 8, "fdconv_kernels": 4, "num_classes": 7},
+        # One block: with random weights the factors of several layers grow without bound.
+        {
+            "block": "basic",
+            "depths": (1,),
+            "widths": (20,),
+            "stem_width": 20,
+            "fdconv_kernels": 4,
+            "num_classes": 7,
+        },
     ),
 ]
 

@@ -489,7 +489,8 @@ class FDConv2d(nn.Module):
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> None:
         with torch.no_grad():
-            spectrum = fourier_weight(weight)
+            # The copies add up. The authors start with whole ones, so that several would not give the weight back.
+            spectrum = fourier_weight(weight) / self.param_ratio
             if self.param_reduction == 1:
                 self.dft_weight.copy_(spectrum)
             else:
