@@ -30,6 +30,7 @@ PARAMETERS = {
     "eca_resnet50": 25_557_112,
     "eca_resnet101": 44_549_317,
     "eca_resnet152": 60_193_042,
+    "resnet50_fdconv": 25_557_032 + 3_647_120,
     # C C / g k + 2 C in each block: 5 C for T, 7 C for B, 40 C and 56 C in groups of 8 channels, and 2 C.
     "ela_t_resnet18": 11_689_512 + 7 * 1920,
     "ela_b_resnet18": 11_689_512 + 9 * 1920,
