@@ -54,7 +54,7 @@ def verification_accuracy(
 
     Args:
         left, right: features of the two images of each pair (N, D).
-        same: whether they show one person (N), bool, or 0 and 1.
+        same: whether they show one person (N): bool, or a number above 0 where they do.
         folds: number of the fold of each pair (N); by default ten of neighbouring pairs.
         method: ``l2_distance``, the squared distance, or ``cosine``.
         independent_folds: take the mean off the features as given in every fold. The authors' code takes it off those
@@ -74,7 +74,7 @@ def verification_accuracy(
     numbers = folds.unique()
     if len(numbers) < 2:
         raise ValueError(f"there must be at least 2 folds, got {len(numbers)}")
-    same = same.bool()
+    same = same > 0
     dtype = torch.promote_types(left.dtype, torch.float32)
     first, second = F.normalize(left.to(dtype), dim=1), F.normalize(right.to(dtype), dim=1)
     thresholds = torch.linspace(*_THRESHOLDS, dtype=torch.float64, device=left.device)

@@ -25,8 +25,7 @@ __all__ = ["TVCONV_LAYOUT", "StaticTVConv2d", "TVConv2d", "export_tvconv", "resi
 #: The authors keep the geometry in scalars beside the parameters, which a layer of ours knows from its constructor.
 TVCONV_LAYOUT = Layout(
     renames=(
-        (r"^(.*\.)?(TVConv_k|TVConv_k_square)$", ""),
-        (r"^(|.*\.conv\.\d+\.0\.|.*branch\d\.\d+\.)(stride|channels|h|w)$", ""),
+        (r"^(.*\.)?(TVConv_k|TVConv_k_square|stride|channels|h|w)$", ""),
         (r"(^|\.)posi_map$", r"\1position_maps"),
     )
 )
