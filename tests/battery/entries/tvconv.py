@@ -1,10 +1,36 @@
-"""TVConv: the layer and the operator."""
+"""TVConv: the networks, the layer and the operator."""
 
 from __future__ import annotations
 
-from battery.subjects import Conv, Operator, random
+from battery.subjects import Conv, Network, Operator, image, random
 from convatlas.nn.conv.tvconv import TVConv2d
 from convatlas.ops.per_pixel_conv import translation_variant_conv2d
+
+_GENERATOR = {"position_channels": 2, "hidden_channels": 3, "hidden_layers": 1}
+_FACE = {"embedding": 6, "num_classes": 5, "preprocess": {"size": (21, 18)}, **_GENERATOR}
+_MOBILE = {**_FACE, "stages": ((1, 8, 1, 1), (2, 8, 2, 2), (2, 12, 1, 2)), "stem_width": 8, "head_width": 16}
+_SHUFFLE = {**_FACE, "depths": (2, 1), "widths": (8, 8, 12, 16)}
+_ONE_SIZE = {"features_are_as_described": "kernels belong to positions, so images have one size"}
+
+NETWORKS = [
+    Network("face_mobilenet_v2_x1_0", _MOBILE),
+    Network("tvconv_mobilenet_v2_x1_0", _MOBILE, image(21, 18), exempt=_ONE_SIZE),
+    Network("tvconv_shufflenet_v2_x1_0", _SHUFFLE, image(21, 18), exempt=_ONE_SIZE),
+    Network(
+        "tvconv_deeplab_v3_plus_mobilenet_v2",
+        {
+            "image_size": (33, 21),
+            "stages": ((1, 8, 1, 1), (2, 8, 1, 2), (2, 8, 1, 2), (2, 12, 1, 2), (2, 12, 1, 2), (1, 12, 1, 1)),
+            "stem_width": 8,
+            "width": 8,
+            "low_width": 4,
+            "rates": (2,),
+            "expand_ratio": 1,
+            **_GENERATOR,
+        },
+        image(33, 21),
+    ),
+]
 
 CONVS = [
     Conv(

@@ -11,6 +11,7 @@ from convatlas.networks.mobilenet import InvertedResidual
 from convatlas.nn.conv.tvconv import TVCONV_LAYOUT, TVConv2d
 from convatlas.nn.margin_softmax import AMSoftmax
 from convatlas.ops.verification import verification_accuracy
+from convatlas.weights import load_weights
 from golden.cases import Case
 
 _GENERATOR = {"posi_chans": "position_channels", "inter_chans": "hidden_channels", "inter_layers": "hidden_layers"}
@@ -120,7 +121,7 @@ def _am_softmax(case: Case) -> dict[str, Tensor]:
     head = AMSoftmax(
         config["feat_dim"], config["classnum"], margin=config.get("margin", 0.35), scale=config.get("s", 32)
     )
-    case.load(head)
+    load_weights(head.to(case.dtype), {f"head.{name}": value for name, value in case.weights.items()})
     features, labels = case.inputs["features"].requires_grad_(), case.inputs["labels"]
     loss = head.loss(features, labels)
     loss.backward()
@@ -128,7 +129,7 @@ def _am_softmax(case: Case) -> dict[str, Tensor]:
         "logits": head(features, labels),
         "loss": loss,
         "grad_features": features.grad,
-        "grad_weight": head.weight.grad,
+        "grad_weight": head.weight.grad.T,
     }
     return {name: results[name] for name in case.outputs}
 

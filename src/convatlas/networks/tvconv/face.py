@@ -33,6 +33,15 @@ __all__ = [
     "ShuffleUnit",
 ]
 
+
+def _with_head(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' head holds its classes in columns and stands beside the network."""
+    return {
+        "classifier.weight" if key == "head.weight" else key: value.T if key == "head.weight" else value
+        for key, value in state.items()
+    }
+
+
 #: Makes a depthwise 3x3 convolution from channels and stride.
 MakeDepthwise = Callable[[int, int], nn.Module]
 
@@ -113,7 +122,10 @@ class FaceNetwork(Backbone):
     the logits of `AMSoftmax`, without the margin; train with ``network.classifier.loss(embedding, labels)``.
     """
 
-    layouts: ClassVar[Mapping[str, Layout]] = {"authors": TVCONV_LAYOUT}
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "authors": Layout(renames=((r"^model\.", ""), *TVCONV_LAYOUT.renames), function=_with_head)
+    }
+    classifier_modules: ClassVar[tuple[str, ...]] = ("classifier",)
 
     def _finish(self, infos: list[Feature], layers: list[nn.Module]) -> None:
         """Set the features, the maps that are given out, and the output layer."""
@@ -121,6 +133,8 @@ class FaceNetwork(Backbone):
         self._taps = {index for index in range(last) if 4 <= infos[index].stride < infos[index + 1].stride} | {last}
         self.features = nn.Sequential(*layers)
         self.feature_info = tuple(infos[index] for index in sorted(self._taps))
+        # Kernels belong to positions; else every layer is padded.
+        self.min_size = config.preprocess.shape if config.translation_variant else 1
         channels = infos[-1].channels
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(channels),
