@@ -226,11 +226,13 @@ def export_tvconv(
         if max_bytes is not None and size > max_bytes:
             raise Unsupported(f"its kernels take {size} bytes, above {max_bytes}")
         static: StaticTVConv2d = part.merged()
-        if dtype is not None:
-            static.weight_maps = static.weight_maps.to(dtype)
         return static
 
-    return swap(model, TVConv2d, stored, inplace=inplace)
+    result = swap(model, TVConv2d, stored, inplace=inplace)
+    for name in result.changed if dtype is not None else ():
+        static: Any = result.model.get_submodule(name)
+        static.weight_maps = static.weight_maps.to(dtype)
+    return result
 
 
 def resize_position_maps(layer: TVConv2d, output_size: tuple[int, int]) -> TVConv2d:
