@@ -112,7 +112,7 @@ def test_segmentation_network():
     with torch.device("meta"):
         plain, variant = (DeepLabV3PlusConfig(translation_variant=kind).build() for kind in (False, True))
         encoder = create_model("mobilenet_v2")
-        maps = plain(torch.empty(1, 3, 256, 256))
+        maps = plain.eval()(torch.empty(1, 3, 256, 256))
     assert maps.shape == (1, 2, 256, 256)
     known = set(encoder.state_dict())
     assert {key for key in plain.state_dict() if key.startswith("features.")} <= known

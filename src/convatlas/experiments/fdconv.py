@@ -246,7 +246,7 @@ def _kernels_section(results: dict[str, list[_Result]]) -> Section:
         for result in results[kind]:
             layer = next(part for part in result.network.modules() if isinstance(part, _DynamicConv2d | FDConv2d))
             kernels = layer.kernels if isinstance(layer, _DynamicConv2d) else layer.spatial_kernels()
-            found.append(_similarity(kernels))  # type: ignore[arg-type]
+            found.append(_similarity(kernels))
     others = ~torch.eye(KERNELS, dtype=torch.bool)
     claims = [
         Claim.judge(
