@@ -19,7 +19,7 @@ from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
-ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+ELSEWHERE = {"tvconv_face", "spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 #: Two phases for small images, two for large ones.
@@ -33,6 +33,9 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext_study": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "eca_resnet": {"depths": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "stem_width": 4},
     "eca_mobilenet_v2": {"width_mult": 0.1},
+    "ela": {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8], "stem_width": 4, "ela": "B", "block": "bottleneck"},
+    "ulsam": {"width_mult": 0.1},
+    "ulsam_fine_grained": {"width_mult": 0.1},
     "deepmad_r": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1KXK1", 8, 8, 3, 2, 1, 8]]},
     "deepmad": {"structure": [["ConvKXBNRELU", 3, 8, 3, 2], ["SuperResK1DWSEK1", 8, 8, 3, 2, 1, 8]]},
     **{key: {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_heads": [1, 1, 2, 2]} for key in ("pvt", "pvt_large")},
@@ -56,6 +59,9 @@ RATES = {
     "convnext_study": {0: 1e-6, 20: 4e-3, 160: (4e-3 + 1e-5) / 2, 300: 1e-5, 309: 1e-5},
     "eca_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
     "eca_mobilenet_v2": {0: 0.045, 1: 0.045 * 0.98, 100: 0.045 * 0.98**100, 399: 0.045 * 0.98**399},
+    "ela": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4},
+    "ulsam": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 89: 1e-3},
+    "ulsam_fine_grained": {0: 0.1, 49: 0.1, 50: 0.01, 100: 1e-3, 149: 1e-3},
     "deepmad_r": {0: 1e-6, 5: 0.1, 480: 0.0},
     "deepmad": {0: 1e-6, 5: 0.8, 480: 0.0},
     **{recipe: {0: 1e-6, 5: 1e-3, 300: 1e-5, 309: 1e-5} for recipe in ("pvt", "pvt_large", "cvt_384")},
@@ -81,6 +87,9 @@ BATCHES = {
     "convnext_study": 4096,
     "eca_resnet": 256,
     "eca_mobilenet_v2": 96,
+    "ela": 256,
+    "ulsam": 128,
+    "ulsam_fine_grained": 128,
     "deepmad_r": 256,
     "deepmad": 2048,
     "pvt": 1024,
@@ -113,6 +122,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnext_study": {"drop_path": 0.1, "kernel_size": 7},
     "eca_resnet": {"eca_kernel_sizes": (3, 5, 5, 7)},
     "eca_mobilenet_v2": {"eca_kernel_sizes": (1, 1, 1, 1, 3, 3, 3), "dropout": 0.25},
+    "ela": {"ela": "B", "depths": (3, 4, 6, 3)},
+    "ulsam": {"ulsam_positions": (14, 17), "ulsam_groups": 4, "ulsam_mode": "replace"},
+    "ulsam_fine_grained": {"ulsam_positions": (13, 14, 16, 17)},
     "deepmad_r": {"drop_path": 0.0, "dropout": 0.0},
     "deepmad": {"in_channels": 3},  # the rates of drop path and dropout are the recipe's
     "pvt": {"drop_path": 0.1},
@@ -194,6 +206,9 @@ def test_published_augmentation(recipe: str) -> None:
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
+        "ela": 1e-4,
+        "ulsam": 4e-5,
+        "ulsam_fine_grained": 4e-5,
         "hornet_384": 1e-8,
         "crossvit_384": 1e-8,
         "dhvt_finetune": 1e-8,
@@ -205,9 +220,9 @@ def test_published_augmentation(recipe: str) -> None:
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
     assert training.weight_decay == decay.get(recipe, 0.05)
+    mobile = ("eca_resnet", "eca_mobilenet_v2", "ela", "ulsam", "ulsam_fine_grained")
     assert (training.optimizer == "sgd") == (
-        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
-        or hypercomplex
+        recipe in (*mobile, "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2]) or hypercomplex
     )
     repeated = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384", *DHVT[:3])
     assert training.repeated_augmentation == (3 if recipe in repeated else 1)

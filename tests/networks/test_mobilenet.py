@@ -1,4 +1,4 @@
-"""MobileNetV2, plain and with ECA: published sizes, torchvision's names, the attention slot, features, bad input."""
+"""MobileNetV2, plain and with three attentions: sizes, torchvision's names, attention slots, features, bad input."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from convatlas.cost import cost
 from convatlas.errors import UnknownName
 from convatlas.networks import create_model
 from convatlas.networks.mobilenet import VARIANTS, InvertedResidual, MobileNetV2, MobileNetV2Config
+from convatlas.nn.mixers.ela import ELA
 from convatlas.nn.mixers.squeeze_excite import SqueezeExcite
+from convatlas.nn.mixers.ulsam import ULSAM
 from convatlas.weights import load_weights
 
 SMALL = MobileNetV2Config(
@@ -41,6 +44,55 @@ def test_published_variants(name: str, count: int, dropout: float) -> None:
         model = VARIANTS[name].build()
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert model.classifier[0].p == dropout
+
+
+@pytest.mark.parametrize(("name", "added"), [("t", 7), ("b", 9), ("s", 42), ("l", 58)])
+def test_efficient_local_attention_behind_the_depthwise_convolutions(name: str, added: int) -> None:
+    with torch.device("meta"):
+        model = VARIANTS[f"ela_{name}_mobilenet_v2"].build()
+    channels = [layer.channels for layer in model.modules() if isinstance(layer, ELA)]
+    assert len(channels) == 17
+    assert channels == [block.conv[-2].in_channels for block in model.features if isinstance(block, InvertedResidual)]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_504_872 + added * sum(channels)
+
+
+def test_efficient_local_attention_at_the_end_of_the_branches() -> None:
+    model = SMALL.override(ela="B", ela_place="output").build()
+    layers = [block.attention for block in model.features if isinstance(block, InvertedResidual)]
+    assert [layer.channels for layer in layers] == [8, 8, 8, 12, 16, 16, 20, 24]
+    assert [layer.num_groups for layer in layers] == [8, 8, 8, 12, 16, 16, 10, 12]
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("positions", "groups", "count", "macs"),
+    [
+        ((14, 17), 1, 3_067_886, 275.4e6),
+        ((14, 17), 4, 3_067_904, 275.4e6),
+        ((13, 14, 16, 17), 4, 2_630_936, 236.7e6),
+    ],
+)
+def test_subspace_attention_in_the_place_of_blocks(
+    positions: tuple[int, ...], groups: int, count: int, macs: float
+) -> None:
+    with torch.device("meta"):
+        model = create_model("mobilenet_v2", ulsam_positions=positions, ulsam_groups=groups)
+        x = torch.empty(1, 3, 224, 224)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert {p for p in range(1, 20) if isinstance(model.features[p - 1], ULSAM)} == set(positions)
+    whole = cost(model, x).total
+    assert whole.macs + whole.norm_macs == pytest.approx(macs, rel=1e-3)
+
+
+def test_subspace_attention_behind_blocks_leaves_their_weights_where_they_were() -> None:
+    plain = with_random_statistics(SMALL.build())
+    model = SMALL.override(ulsam_positions=(2, 5), ulsam_mode="after").build().eval()
+    report = load_weights(model, plain.state_dict(), strict=False)
+    assert {key.rsplit(".after.")[0] for key in report.missing} == {"features.1", "features.4"}
+    assert not report.unexpected
+    x = torch.randn(2, 8, 7, 5)
+    block = plain.features[1]
+    torch.testing.assert_close(model.features[1](x), model.features[1].after(block(x)))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +237,13 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         ({"stages": ((1, 16, 0, 1),)}, "positive numbers"),
         ({"eca_kernel_sizes": "357"}, "kernel_sizes must be 6 odd numbers"),
         ({"eca_kernel_sizes": "135246"}, "ECA kernel size must be odd, got 2"),
+        ({"ela": "B", "eca_kernel_sizes": "111333"}, "eca_kernel_sizes must be None with ela"),
+        ({"ela_place": "input"}, "ela_place must be 'depthwise' or 'output', got 'input'"),
+        ({"ulsam_mode": "before"}, "ulsam_mode must be 'replace' or 'after', got 'before'"),
+        ({"ulsam_positions": (1,)}, r"ulsam_positions must be from 2 to 9, got \(1,\)"),
+        ({"ulsam_positions": (3,)}, "layers that keep the shape, got 3 with 8 to 8 channels and stride 2"),
+        ({"ulsam_positions": (8,)}, "layers that keep the shape, got 8 with 16 to 20 channels and stride 1"),
+        ({"ulsam_positions": (4,), "ulsam_groups": 3}, "channels must be divisible by num_splits, got 8 and 3"),
         ({"num_classes": -1}, "num_classes must be 0 or more"),
     ],
 )

@@ -13,6 +13,7 @@ from convatlas.errors import UnknownName
 from convatlas.networks import create_model, list_models, published_files
 from convatlas.networks.resnet import VARIANTS, BasicBlock, Bottleneck, ResNet, ResNetConfig
 from convatlas.nn.mixers.eca import ECA, ChannelGate
+from convatlas.nn.mixers.ela import ELA
 from convatlas.nn.mixers.squeeze_excite import SqueezeExcite
 from convatlas.weights import load_weights
 
@@ -29,6 +30,20 @@ PARAMETERS = {
     "eca_resnet50": 25_557_112,
     "eca_resnet101": 44_549_317,
     "eca_resnet152": 60_193_042,
+    "resnet50_fdconv": 25_557_032 + 3_647_120,
+    # C C / g k + 2 C in each block: 5 C for T, 7 C for B, 40 C and 56 C in groups of 8 channels, and 2 C.
+    "ela_t_resnet18": 11_689_512 + 7 * 1920,
+    "ela_b_resnet18": 11_689_512 + 9 * 1920,
+    "ela_s_resnet18": 11_689_512 + 42 * 1920,
+    "ela_l_resnet18": 11_689_512 + 58 * 1920,
+    "ela_t_resnet50": 25_557_032 + 7 * 15104,
+    "ela_b_resnet50": 25_557_032 + 9 * 15104,
+    "ela_s_resnet50": 25_557_032 + 42 * 15104,
+    "ela_l_resnet50": 25_557_032 + 58 * 15104,
+    "ela_t_resnet101": 44_549_160 + 7 * 32512,
+    "ela_b_resnet101": 44_549_160 + 9 * 32512,
+    "ela_s_resnet101": 44_549_160 + 42 * 32512,
+    "ela_l_resnet101": 44_549_160 + 58 * 32512,
 }
 
 
@@ -159,6 +174,18 @@ def test_takes_any_attention(attention: partial[nn.Module]) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_efficient_local_attention_at_the_end_of_every_branch() -> None:
+    plain = with_random_statistics(SMALL.override(widths=(16, 16, 32, 32)).build())
+    model = plain.config.override(ela="S").build().eval()
+    report = load_weights(model, plain.state_dict(), strict=False)
+    assert all(".attention." in key for key in report.missing)
+    assert len(report.missing) == 5 * 3
+    layers = [module for module in model.modules() if isinstance(module, ELA)]
+    assert [(layer.channels, layer.groups) for layer in layers] == [(16, 2), (16, 2), (32, 4), (32, 4), (32, 4)]
+    x = torch.randn(2, 3, 40, 33)
+    assert not torch.allclose(model(x), plain(x))
+
+
 def test_attention_keeps_its_own_initialisation() -> None:
     def attention(channels: int) -> nn.Module:
         conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -237,6 +264,8 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         ({"depths": (1, 0, 1, 1)}, "depths and widths must be positive"),
         ({"eca_kernel_sizes": "357"}, "kernel_sizes must be 4 odd numbers"),
         ({"eca_kernel_sizes": (3, 4, 5, 7)}, "ECA kernel size must be odd, got 4"),
+        ({"ela": "B", "eca_kernel_sizes": "3577"}, "eca_kernel_sizes must be None with ela, got '3577'"),
+        ({"ela": "B"}, "ELA-B needs channels divisible by 16, got 8"),
         ({"in_channels": 0}, "in_channels must be at least 1"),
     ],
 )

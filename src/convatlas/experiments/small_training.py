@@ -260,13 +260,13 @@ def published_accuracy(model: str, images: ImageSet) -> float | str:
 
 
 def full_parts(
-    runs: Mapping[str, FullRun], published: Mapping[str, float], weights: Mapping[str, float | str]
+    runs: Mapping[str, FullRun], published: Mapping[str, float | None], weights: Mapping[str, float | str]
 ) -> list[Part]:
     """Tables, curves and links of trainings by recipe, and a table of published weights.
 
     Args:
         runs: the trainings, by model; each lies in a folder of its model's name below the report's.
-        published: top-1 accuracy on ImageNet-1K in %, by model of ``runs``.
+        published: top-1 accuracy on ImageNet-1K in %, by model of ``runs``; None where it is not known.
         weights: what `published_accuracy` gave, by model.
     """
     trained: list[list[Cell]] = []

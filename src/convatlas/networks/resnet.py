@@ -1,23 +1,30 @@
-"""ResNet, and ECA-Net: a ResNet with efficient channel attention at the end of each residual branch.
+"""ResNet, ResNets with efficient channel or efficient local attention, and ResNets of frequency dynamic convolutions.
 
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385, in the form that is
 common since ("v1.5"): the 3x3 convolution of a bottleneck has the stride. Parameters are named as in torchvision.
 Wang, Wu, Zhu, Li, Zuo, Hu: "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
 arXiv 1910.03151.
+Xu, Wan: "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", 2024, arXiv 2403.01123; where its
+attention stands in a block is not published: here before the addition, as in ECA-Net.
+Chen, Gu, Li, Fu et al.: "Frequency Dynamic Convolution for Dense Image Prediction", CVPR 2025, arXiv 2503.18783: all
+convolutions of the blocks, but not the stem and the shortcuts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from convatlas.data.transforms import Preprocess
 from convatlas.errors import unknown
 from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
+from convatlas.nn.conv.fdconv import FDCONV_LAYOUT, FDConv2d
 from convatlas.nn.mixers.eca import eca_per_stage
+from convatlas.nn.mixers.ela import ELA
 from convatlas.weights import Layout
 
 __all__ = ["PUBLISHED", "VARIANTS", "BasicBlock", "Bottleneck", "MakeConv", "ResNet", "ResNetConfig", "projection"]
@@ -29,6 +36,7 @@ MakeConv = Callable[[int, int, int, int], nn.Module]
 
 _LAYOUTS = {
     "authors": Layout(renames=((r"(^|\.)eca\.conv\.weight$", r"\1attention.weight"),)),
+    "frequency": FDCONV_LAYOUT,
     "timm": Layout(renames=((r"(^|\.)se\.conv\.weight$", r"\1attention.weight"),)),
 }
 
@@ -46,6 +54,12 @@ class ResNetConfig(BackboneConfig):
             and max-pooling.
         stem_pool: whether a max-pooling follows the stem; by default behind the large one only.
         eca_kernel_sizes: kernel size of ECA for each stage, as numbers or as digits ("3557"); None for no attention.
+        ela: variant of ELA, ``"T"``, ``"B"``, ``"S"`` or ``"L"``; None for no attention.
+        fdconv_kernels: groups of frequencies of the dynamic convolutions that blocks have where both numbers of
+            channels are above 16; None for plain convolutions.
+
+    Raises:
+        ValueError: both attentions are asked for.
     """
 
     block: str = "basic"
@@ -55,7 +69,14 @@ class ResNetConfig(BackboneConfig):
     small_stem: bool = False
     stem_pool: bool | None = None
     eca_kernel_sizes: tuple[int, ...] | str | None = None
+    ela: Literal["T", "B", "S", "L"] | None = None
+    fdconv_kernels: int | None = None
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(interpolation="bilinear"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ela is not None and self.eca_kernel_sizes is not None:
+            raise ValueError(f"eca_kernel_sizes must be None with ela, got {self.eca_kernel_sizes!r}")
 
     def build(self) -> ResNet:
         return ResNet(self)
@@ -160,12 +181,13 @@ class ResNet(Backbone):
     Args:
         config: what to build.
         attention: makes the attention of a block from its channels, e.g. ``SqueezeExcite``, for studies with another
-            one; by default the ECA of the config, or none.
-        conv: makes the convolutions; by default those of torch, without bias.
+            one; by default the ECA or ELA of the config, or none.
+        conv: makes the convolutions; by default those of torch without bias, or the dynamic ones of the config.
 
     Raises:
-        UnknownName: there is no such block.
-        ValueError: the tuples of the config name different numbers of stages, or a kernel size is even.
+        UnknownName: there is no such block or no such variant of ELA.
+        ValueError: the tuples of the config name different numbers of stages, a kernel size is even, or ELA cannot have
+            the channels.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = _LAYOUTS
@@ -177,6 +199,7 @@ class ResNet(Backbone):
         self, config: ResNetConfig, *, attention: Attention | None = None, conv: MakeConv | None = None
     ) -> None:
         super().__init__(config)
+        block_conv = conv or (_conv if config.fdconv_kernels is None else partial(_dynamic, config.fdconv_kernels))
         conv = conv or _conv
         depths, widths = config.depths, config.widths
         if config.block not in _BLOCKS:
@@ -184,6 +207,8 @@ class ResNet(Backbone):
         if not depths or len(depths) != len(widths) or min(*depths, *widths) < 1:
             raise ValueError(f"depths and widths must be positive and of the same length, got {depths} and {widths}")
         block = _BLOCKS[config.block]
+        if attention is None and config.ela is not None:
+            attention = partial(ELA, variant=config.ela)
         attentions: Sequence[Attention] = [attention or nn.Identity] * len(depths)
         if attention is None and config.eca_kernel_sizes is not None:
             attentions = eca_per_stage(config.eca_kernel_sizes, len(depths))
@@ -197,7 +222,7 @@ class ResNet(Backbone):
         self._stages = [f"layer{stage + 1}" for stage in range(len(depths))]
         for name, depth, width, make_attention in zip(self._stages, depths, widths, attentions, strict=True):
             step = 2 if features else 1
-            self.add_module(name, _stage(block, channels, width, depth, step, make_attention, conv))
+            self.add_module(name, _stage(block, channels, width, depth, step, make_attention, block_conv, conv))
             channels, stride = block.expansion * width, stride * step
             features.append(Feature(channels, stride))
         self.feature_info = tuple(features)
@@ -232,11 +257,18 @@ def projection(in_channels: int, out_channels: int, *, stride: int = 1, conv: Ma
 
 
 def _stage(
-    block: _Block, in_channels: int, width: int, depth: int, stride: int, make_attention: Attention, conv: MakeConv
+    block: _Block,
+    in_channels: int,
+    width: int,
+    depth: int,
+    stride: int,
+    make_attention: Attention,
+    conv: MakeConv,
+    shortcut: MakeConv,
 ) -> nn.Sequential:
     channels = block.expansion * width
     changes = stride != 1 or in_channels != channels
-    downsample = projection(in_channels, channels, stride=stride, conv=conv) if changes else None
+    downsample = projection(in_channels, channels, stride=stride, conv=shortcut) if changes else None
 
     def make(in_channels: int, **changes: Any) -> nn.Module:
         return block(in_channels, width, attention=make_attention(channels), conv=conv, **changes)
@@ -250,6 +282,14 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
     # Standard deviation sqrt(2 / (k * k * out_channels)). Done here, so that attention keeps its own initialisation.
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
+
+
+def _dynamic(kernel_num: int, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Module:
+    """A frequency dynamic convolution, where the authors have one."""
+    plain = _conv(in_channels, out_channels, kernel_size, stride)
+    if min(in_channels, out_channels) <= 16 or kernel_size not in (1, 3):
+        return plain
+    return FDConv2d.from_conv(plain, kernel_num=kernel_num)
 
 
 _DEPTHS_50 = (3, 4, 6, 3)
@@ -267,6 +307,19 @@ VARIANTS: dict[str, ResNetConfig] = {
     "eca_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, eca_kernel_sizes=(3, 5, 5, 7)),
     "eca_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, eca_kernel_sizes=(3, 3, 5, 7)),
     "eca_resnet152": ResNetConfig(block="bottleneck", depths=_DEPTHS_152, eca_kernel_sizes=(3, 3, 5, 7)),
+    "ela_t_resnet18": ResNetConfig(ela="T"),
+    "ela_b_resnet18": ResNetConfig(ela="B"),
+    "ela_s_resnet18": ResNetConfig(ela="S"),
+    "ela_l_resnet18": ResNetConfig(ela="L"),
+    "ela_t_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="T"),
+    "ela_b_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="B"),
+    "ela_s_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="S"),
+    "ela_l_resnet50": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, ela="L"),
+    "ela_t_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="T"),
+    "ela_b_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="B"),
+    "ela_s_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="S"),
+    "ela_l_resnet101": ResNetConfig(block="bottleneck", depths=_DEPTHS_101, ela="L"),
+    "resnet50_fdconv": ResNetConfig(block="bottleneck", depths=_DEPTHS_50, fdconv_kernels=64),
 }
 
 

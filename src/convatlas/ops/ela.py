@@ -73,8 +73,9 @@ def ela(
             scale, shift = norm_weights[index].to(dtype), norm_biases[index].to(dtype)
             return torch.group_norm(z, num_groups, scale, shift, eps).sigmoid()
 
-        if shared and len({y.shape for y in means}) == 1:
-            # Normalisation is per sample, so strips of one length can run as one batch.
+        alike = not torch.compiler.is_compiling() and all(y.shape == means[0].shape for y in means)
+        if shared and alike:
+            # Normalisation is per sample, so strips of one length can run as one batch. A graph serves all sizes.
             gates = list(gate(torch.cat(means), 0).chunk(dims))
         else:
             gates = [gate(y, 0 if shared else index) for index, y in enumerate(means)]
