@@ -31,7 +31,7 @@ __all__ = [
     "NiNformerConfig",
 ]
 
-_CIFAR = Preprocess(size=32, mean=(0.5,), std=(0.5,), crop=1.0)
+_CIFAR = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +353,7 @@ class MixerClassifier(_TokenClassifier):
         super().__init__(config, nn.ModuleList(config.mixer() for _ in range(config.depth)))
 
 
-_MNIST = Preprocess(size=28, mean=(0.5,), std=(0.5,), crop=1.0)
+_MNIST = Preprocess(size=28, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop=1.0)
 
 VARIANTS: dict[str, NiNformerConfig | MixerConfig] = {
     "ninformer_cifar10": NiNformerConfig(),
