@@ -1,7 +1,7 @@
 """Scaling MLPs: multi-layer perceptrons on the pixels of an image in a row, without any prior about space.
 
-Bachmann, Anagnostidis, Hofmann: "Scaling MLPs: A Tale of Inductive Bias", NeurIPS 2023, arXiv 2306.13575. Pre-trained on
-ImageNet-21k, the largest reaches 93 % on CIFAR-10.
+Bachmann, Anagnostidis, Hofmann: "Scaling MLPs: A Tale of Inductive Bias", NeurIPS 2023, arXiv 2306.13575. The largest,
+pre-trained on ImageNet-21k, reaches 93 % on CIFAR-10.
 """
 
 from __future__ import annotations
