@@ -19,7 +19,10 @@ from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
-ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+ELSEWHERE = {
+    *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
+    *("spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"),
+}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 #: Two phases for small images, two for large ones.
