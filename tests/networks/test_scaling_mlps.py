@@ -23,6 +23,7 @@ from convatlas.networks.scaling_mlps import (
     PixelLinear,
     StandardMLP,
     StandardMLPConfig,
+    first_layer_images,
     flatten_images,
     for_image_size,
     mlp_from_name,
@@ -274,6 +275,21 @@ def test_another_image_size_goes_into_the_first_layer(config: Any, interpolation
     assert other.config.preprocess.shape == other.linear_in.kernel_size == size
     assert other.config == config.override(preprocess={"interpolation": interpolation, "size": size})
     assert load_weights(other.config.build().double(), other.state_dict()).differences() == []
+
+
+def test_first_layer_as_pictures() -> None:
+    model = BOTTLENECK.build()
+    with torch.no_grad():
+        model.linear_in.weight.zero_()
+        model.linear_in.weight[5, 0, 1, 2], model.linear_in.weight[5, 2, 3, 0] = 2.0, -1.0
+        model.linear_in.weight[2, 1, 0, 0] = 0.5
+    first, second, third = first_layer_images(model, 3)
+    assert first.shape == (4, 6, 3)
+    assert (first[1, 2, 0], first[3, 0, 2], first[0, 0, 0]) == (255, 64, 128)
+    assert second[0, 0, 1] == 255
+    assert (third == 128).all()
+    grey = BOTTLENECK.override(in_channels=1).build()
+    assert [picture.shape for picture in first_layer_images(grey)] == [(4, 6)] * 8
 
 
 @each_kind

@@ -290,7 +290,7 @@ def _r_squared(y: npt.NDArray[np.float64], predicted: npt.NDArray[np.float64]) -
 
 
 def read_runs(path: str | Path) -> dict[str, list[Any]]:
-    """A CSV file of runs as columns: ``compute``, ``error``, and ``name``, ``parameters``, ``samples`` where it has them.
+    """A CSV file of runs as columns: ``compute``, ``error``; ``name``, ``parameters``, ``samples`` where it has them.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or holds something else than numbers.

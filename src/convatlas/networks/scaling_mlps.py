@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ __all__ = [
     "PixelLinear",
     "StandardMLP",
     "StandardMLPConfig",
+    "first_layer_images",
     "flatten_images",
     "for_image_size",
     "mlp_from_name",
@@ -340,6 +343,22 @@ def for_image_size(network: _Network, size: int | tuple[int, int]) -> _Network:
     copied.feature_info = (Feature(network.feature_info[0].channels, min(preprocess.shape)),)
     copied.min_size = preprocess.shape
     return copied
+
+
+def first_layer_images(network: BottleneckMLP | StandardMLP, count: int = 16) -> list[npt.NDArray[np.uint8]]:
+    """The largest weights of the first layer as pictures (H, W) or (H, W, 3); a weight of 0 is grey.
+
+    Args:
+        network: any of the two; of other than 3 channels the mean is shown.
+        count: how many outputs of the layer to show, those of the largest norm first.
+    """
+    weight = network.linear_in.weight.detach().float().cpu()
+    chosen = weight[weight.flatten(1).norm(dim=1).argsort(descending=True)[:count]]
+    scaled = chosen / chosen.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    pixels = (127.5 * (scaled + 1)).round().to(torch.uint8).permute(0, 2, 3, 1)
+    if pixels.shape[3] == 3:
+        return list(pixels.numpy())
+    return list((127.5 * (scaled.mean(1) + 1)).round().to(torch.uint8).numpy())
 
 
 _NAME = re.compile(
