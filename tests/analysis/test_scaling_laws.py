@@ -108,7 +108,8 @@ def test_study_of_a_table(tmp_path: Path) -> None:
     report = study(read_runs(path), resamples=3)
     parts = [part for section in report.sections for part in section.parts]
     scatter = next(part for part in parts if isinstance(part, Scatter))
-    assert len(scatter.points) == 117
+    assert len(scatter.points) == len(scatter.front)
+    assert scatter.caption == f"The {117 - len(scatter.front)} runs beyond the front are left out."
     assert list(scatter.front) == [runs["name"][index] for index in pareto_front(runs["compute"], runs["error"])]
     law, best = (part for part in parts if isinstance(part, Table))
     assert law.rows[4][1] > 0.98

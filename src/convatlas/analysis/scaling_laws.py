@@ -44,6 +44,8 @@ Numbers = Sequence[float] | npt.NDArray[Any]
 _FLOORS, _BENDS = (0.0, 0.5, 0.95), (1e-6, 1.0)
 #: A constant that is added to the compute beyond this, in units of the middle of the computes, does not show.
 _LARGEST_BEND, _LARGEST_ALPHA = 1e3, 10.0
+#: With more runs than these a figure shows the front alone.
+_MOST_POINTS = 40
 
 
 class Interval(NamedTuple):
@@ -350,9 +352,11 @@ def law_parts(
     """Report parts of a scaling law: the runs with their front, the law through it, its numbers."""
     x, y = np.asarray(compute, float), np.asarray(error, float)
     labels = _labels(names, len(x))
-    points = {label: (float(a), float(b)) for label, a, b in zip(labels, x, y, strict=True)}
+    shown = range(len(x)) if len(x) <= _MOST_POINTS else front
+    points = {labels[index]: (float(x[index]), float(y[index])) for index in shown}
+    caption = "" if len(points) == len(x) else f"The {len(x) - len(points)} runs beyond the front are left out."
     edge = [labels[index] for index in front]
-    scatter = Scatter("Runs", "compute", "error", points, log_x=True, front=edge)
+    scatter = Scatter("Runs", "compute", "error", points, log_x=True, caption=caption, front=edge)
     grid = np.geomspace(x[list(front)].min(), x[list(front)].max(), 50)
     curves = {
         "front": (np.log10(x[list(front)]).tolist(), y[list(front)].tolist()),

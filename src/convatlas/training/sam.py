@@ -50,7 +50,7 @@ class SAM(Optimizer):
         self.base.param_groups, self.base.state = self.param_groups, self.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step.
 
         Args:
