@@ -51,8 +51,8 @@ __all__ = ["SHAPES", "draw_shapes", "full", "quick", "run"]
 LEARNED = 50.0
 #: R^2 of the logarithm of the error along the Pareto front.
 R_SQUARED = 0.9
-#: Points of accuracy that a permutation of the pixels costs the convolutional network at least, and the MLP at most. The
-#: latter count as no loss: single differences spread by more than that in trial runs with other seeds.
+#: Points of accuracy that a permutation of the pixels costs the convolutional network at least, and the MLP at most.
+#: The latter count as no loss: single differences spread by more than that in trial runs with other seeds.
 LOSS_OF_CNN, LOSS_OF_MLP = 5.0, 3.0
 
 SEEDS = (0, 1, 2)
