@@ -51,7 +51,7 @@ GROWTH = 4.0
 SEEDS = (0, 1, 2)
 TRAIN_FRACTION = 2 / 3
 #: Adam at a constant rate, as published; the dropout of 0.5 is for 100 epochs on 50,000 images.
-TRAINING = Training(epochs=40, batch_size=128, lr=1e-3, weight_decay=0.0, schedule="constant", warmup_epochs=0)
+TRAINING = Training(epochs=16, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant", warmup_epochs=0)
 SIDE = 8
 SIZES: dict[str, Any] = {
     "dim": 32,

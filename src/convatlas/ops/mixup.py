@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,7 @@ class Mixed(NamedTuple):
     images: Tensor
     labels: Tensor
     partner_labels: Tensor
-    ratio: Tensor
+    ratio: float
 
 
 def mixup_batch(images: Tensor, labels: Tensor, alpha: float, *, generator: torch.Generator | None = None) -> Mixed:
@@ -33,24 +34,24 @@ def mixup_batch(images: Tensor, labels: Tensor, alpha: float, *, generator: torc
         images: (B, ...), floating point; they are not changed.
         labels: (B), class indices.
         alpha: of the Beta distribution; 0 leaves the images as they are.
-        generator: source of the permutation and the ratio, on the device of the images.
+        generator: source of the permutation and the ratio.
 
     Raises:
         ValueError: alpha is negative.
     """
     if alpha < 0:
         raise ValueError(f"alpha must not be negative, got {alpha}")
-    ratio = torch.ones((), device=images.device)
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    if alpha > 0:  # two Gamma variables make a Beta one, and take a generator
-        gammas = torch._standard_gamma(ratio.new_full((2,), alpha), generator=generator)
-        ratio = gammas[0] / gammas.sum()
-    share = ratio.to(images.dtype)
-    return Mixed(share * images + (1 - share) * images[order], labels, labels[order], ratio)
+    device = images.device if generator is None else generator.device
+    order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
+    ratio = 1.0
+    if alpha > 0:  # torch's Beta distribution takes no generator
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+        ratio = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return Mixed(ratio * images + (1 - ratio) * images[order], labels, labels[order], ratio)
 
 
 def mixed_cross_entropy(
-    scores: Tensor, labels: Tensor, partner_labels: Tensor, ratio: float | Tensor, *, label_smoothing: float = 0.0
+    scores: Tensor, labels: Tensor, partner_labels: Tensor, ratio: float, *, label_smoothing: float = 0.0
 ) -> Tensor:
     """ratio * CE(labels) + (1 - ratio) * CE(partner_labels), mean over the batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ def _scores(case: Case) -> dict[str, Tensor]:
     if "targets_perm" in case.inputs:
         both = (labels, case.inputs["targets_perm"])
         results["loss_mixup"] = mixed_cross_entropy(scores, *both, config["lam"], label_smoothing=smoothing)
-    for k in {1, config.get("k", 5)}:
+    named = (re.fullmatch(r"top(\d+)(_mix)?", name) for name in case.outputs)
+    for k in {1, config.get("k", 5), *(int(found[1]) for found in named if found)}:
         results[f"top{k}"] = top_k_accuracy(scores, labels, k)
         if "targets_perm" in case.inputs:
             results[f"top{k}_mix"] = mixed_accuracy(scores, *both, k)
