@@ -46,6 +46,7 @@ TASKS: dict[str, str] = {
 METHODS: dict[str, str] = {
     "additive_margin": "training.additive_margin:AdditiveMargin",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
+    "sam": "training.sam:SharpnessAware",
     "tract": "training.tract:TrAct",
 }
 

@@ -20,6 +20,10 @@ from convatlas.training.task import split_settings
 
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
 ELSEWHERE = {"tvconv_face", "spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+ELSEWHERE = {
+    *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
+    *("spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"),
+}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 #: Two phases for small images, two for large ones.
@@ -50,6 +54,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
+    "ninformer_cifar": {"depth": 1, "dim": 8, "ffn_dim": 8},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -79,6 +84,7 @@ RATES = {
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
+    "ninformer_cifar": {0: 0.001, 99: 0.001},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -113,6 +119,7 @@ BATCHES = {
     "wavemix_cifar_sgd": 512,
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
+    "ninformer_cifar": 128,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -143,6 +150,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"n": 4, "algebra": "learned"},
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
+    "ninformer_cifar": {"drop": 0.5, "dim": 256, "num_tokens": 64},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -185,6 +193,8 @@ def test_published_augmentation(recipe: str) -> None:
     hypercomplex = recipe.startswith("ph")
     whole = hypercomplex or recipe in (*WAVEMIX[:2], "dhvt_cifar")
     assert augment.random_resized_crop is not whole
+    assert augment.random_resized_crop is not (hypercomplex or recipe == "ninformer_cifar")
+    assert augment.pad_crop == (4 if recipe == "ninformer_cifar" else 0)
     assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
     mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
@@ -216,6 +226,7 @@ def test_published_augmentation(recipe: str) -> None:
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,
         "deepmad": 5e-5,
+        "ninformer_cifar": 0.0,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))

@@ -291,6 +291,22 @@ def test_augmentation_changes_training_images_only(trained: Trained):
     assert torch.equal(task.train_set[(0, 1)]["image"], task.preprocess(image))
 
 
+def test_test_time_augmentation_averages_probabilities(trained: Trained):
+    task = dataclasses.replace(trained.task, test_augmentations=3, augment=Augment(color_jitter=0.4))
+    task.network, task.classes, task.preprocess = trained.task.network, trained.task.classes, trained.task.preprocess
+    images = trained.task.splits["test"]
+    found = task.probabilities(images, batch_size=4)
+    for row in (0, len(images) - 1):
+        generator = torch.Generator().manual_seed(row)
+        views = [task.augment(images.image(row), task.preprocess, generator) for _ in range(3)]
+        with torch.inference_mode():
+            expected = task.network(torch.stack(views)).softmax(1).mean(0)
+        np.testing.assert_allclose(found.probabilities[row], expected, rtol=1e-4)
+    plain = trained.task.probabilities(images)
+    assert plain.probabilities.shape == found.probabilities.shape
+    assert not np.allclose(plain.probabilities, found.probabilities)
+
+
 def test_batches_that_shrink_to_one_are_left_out(trained: Trained):
     task = Recognition(data=str(trained.data), options=TINY)
     task.prepare()
@@ -480,6 +496,7 @@ def test_class_names_can_be_anything_a_folder_is_called(tmp_path: Path):
         ({"val_fraction": 0}, ValueError, "val_fraction must be between 0 and 1, got 0"),
         ({"test_fraction": 1.0}, ValueError, "test_fraction must be between 0 and 1, got 1.0"),
         ({"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ({"test_augmentations": -1}, ValueError, "test_augmentations must not be negative, got -1"),
         ({"mixup": -1}, ValueError, "mixup and cutmix must not be negative, got -1 and 0.0"),
         ({"mix_switch": 1.5}, ValueError, "mix_switch must be from 0 to 1, got 1.5"),
         ({"channels": 4}, ValueError, r"channels must be 1 \(grey\) or 3 \(RGB\), or left out, got 4"),

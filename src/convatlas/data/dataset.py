@@ -16,7 +16,7 @@ from convatlas.data.images import ImageSet
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
 
-__all__ = ["Augmented", "ImageDataset", "collate"]
+__all__ = ["Augmented", "ImageDataset", "Views", "collate"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,18 @@ class Augmented:
         augment: Any = self.augment
         tensor: Tensor = augment(image, self.preprocess, generator)
         return tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """Several random augmentations of one image, for averages of predictions: a tensor (count, C, ...)."""
+
+    augmented: Augmented
+    count: int
+
+    def __call__(self, image: npt.NDArray[Any], generator: torch.Generator) -> Tensor:
+        """Augment an image or a volume ``count`` times, one after the other."""
+        return torch.stack([self.augmented(image, generator) for _ in range(self.count)])
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -33,12 +33,13 @@ __all__ = [
     "resize",
 ]
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -62,7 +63,7 @@ def resize(
     Args:
         image: uint8 or float32.
         size: new height and width.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        interpolation: "nearest", "box" (the mean of an area), "bilinear", "bicubic" or "lanczos".
         box: the part of the image to take, (left, top, right, bottom) in its pixels; by default all of it.
     """
     if interpolation not in _RESAMPLING:
@@ -120,7 +121,7 @@ class Preprocess:
         size: height and width of the result, or one value for both.
         mean: per channel; one value serves any number of channels, three are averaged for a single channel.
         std: per channel, in the same way.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        interpolation: "nearest", "box" (the mean of an area), "bilinear", "bicubic" or "lanczos".
         crop: share of the resized image's side that is kept, in (0, 1].
         stretch: resize the whole image, without a crop.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convatlas.catalog import LAYERS
-from convatlas.data.dataset import Augmented, ImageDataset, collate
+from convatlas.data.dataset import Augmented, ImageDataset, Views, collate
 from convatlas.data.image_files import IMAGES, FileKind
 from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
@@ -74,6 +74,8 @@ class Recognition(GradientTask):
         cutmix: alpha of CutMix, 0 for none.
         mix_switch: probability of CutMix where both are on.
         label_smoothing: share of the target spread over all classes.
+        test_augmentations: how many random augmentations of an image evaluation and prediction average the class
+            probabilities of (test-time augmentation); 0 takes the image as it is, once.
         val_fraction: share of the training images held out to choose the best epoch, where the data have no split.
         test_fraction: share of all images held out to measure the quality, where the data have no split.
         split_seed: of the random split.
@@ -105,6 +107,7 @@ class Recognition(GradientTask):
     cutmix: float = 0.0
     mix_switch: float = 0.5
     label_smoothing: float = 0.0
+    test_augmentations: int = 0
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int = 0
@@ -147,6 +150,8 @@ class Recognition(GradientTask):
             raise ValueError(f"mix_switch must be from 0 to 1, got {self.mix_switch}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.test_augmentations < 0:
+            raise ValueError(f"test_augmentations must not be negative, got {self.test_augmentations}")
         if min(self.mixup, self.cutmix) < 0:
             raise ValueError(f"mixup and cutmix must not be negative, got {self.mixup} and {self.cutmix}")
 
@@ -196,9 +201,11 @@ class Recognition(GradientTask):
         self._check_size()
         if self.weights is not None:
             self._start_from(self.weights)
-        augment = self.volume_augment if self.takes_volumes else self.augment
-        self.train_set = ImageDataset(train, Augmented(augment, self.preprocess))
+        self.train_set = ImageDataset(train, self._augmented())
         self.val_set = ImageDataset(self.splits["val"], self.preprocess)
+
+    def _augmented(self) -> Augmented:
+        return Augmented(self.volume_augment if self.takes_volumes else self.augment, self.preprocess)
 
     def _check_size(self) -> None:
         """Refuse a size that the network cannot take, before the first batch does."""
@@ -362,14 +369,19 @@ class Recognition(GradientTask):
             )
         device = next(self.network.parameters()).device
         self.network.eval()
-        dataset = ImageDataset(images, self.preprocess)
-        loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
+        count = self.test_augmentations or 1
+        views = Views(self._augmented(), count) if self.test_augmentations else self.preprocess
+        loader: DataLoader[Any] = DataLoader(
+            ImageDataset(images, views), batch_size=-(-batch_size // count), collate_fn=collate
+        )
         rows, indices, failed = [], [], list(images.skipped)
         shown = track(loader, "reading", console=Console(stderr=True), disable=len(loader) < 20, transient=True)
         for batch in shown:
             failed += [Skipped(name, _FAILED) for name in batch["unreadable"]]
             if len(batch["image"]):
-                rows.append(self.network(batch["image"].to(device)).float().softmax(1).cpu().numpy())
+                seen = batch["image"].flatten(0, 1) if self.test_augmentations else batch["image"]
+                found = self.network(seen.to(device)).float().softmax(1)
+                rows.append(found.unflatten(0, (-1, count)).mean(1).cpu().numpy())
                 indices.append(batch["index"].numpy())
         if not rows:
             raise DataError("none of the images can be read")
