@@ -168,7 +168,7 @@ def _fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, wg, bg, w2, b2, w3, b3, ctx.stride, ctx.groups, ctx.residual = inputs
+    x, wg, bg, w2, b2, w3, _, ctx.stride, ctx.groups, ctx.residual = inputs
     ctx.save_for_backward(x, wg, bg, w2, b2, w3)
 
 
