@@ -251,7 +251,7 @@ def waterline_section(
         return None
     line = waterline(costs, machine)
     note = Note(
-        f"Of its time on {machine.name}, the operations alone would take {line.efficiency:.0%} if every kernel ran as "
-        "fast as operations or memory allow."
+        f"With every kernel as fast as its operations and its memory traffic allow, the model would run at "
+        f"{line.efficiency:.0%} of the peak of {machine.name}."
     )
     return Section("Efficiency", [note, *line.parts(waterline(costs, machine, fused=fused) if fused else None)])
