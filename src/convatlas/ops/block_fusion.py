@@ -5,8 +5,7 @@ convolutions before them, so this is for inference.
 
 A block that begins with its spatial convolution (ConvFirst) computes every tile of its output from a tile of its input
 that is one kernel wider, and nothing twice. A block that expands first (MBConv) has its border on the expanded features
-and computes that border again for every tile. Its channels do not mix between the two projections, so that here the
-channels are cut instead where that is cheaper.
+and computes that border again for every tile, or is cut by its channels, which do not mix between the projections.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,25 +26,17 @@ from convatlas.ops.precision import without_autocast
 
 __all__ = ["fused_convfirst", "fused_mbconv"]
 
-#: Bytes of expanded features that are worked on at a time: half of a usual second-level cache.
-_CACHED = 2**18
-#: Bytes of expanded features from which cutting them pays on a CPU.
-_LARGE = 2**23
+#: Bytes of expanded features that are worked on at a time: larger products are faster, smaller ones stay in the cache.
+_CACHED = 2**20
+#: Bytes of expanded features from which cutting them pays on a CPU, up to so many expanded channels; with more of them
+#: there is more to compute for each byte, and it pays later.
+_LARGE, _FEW = 2**23, 256
 #: Expanded channels that a tile is multiplied with at a time.
 _CHUNK = 64
 _TILE = (8, 64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Most channels whose features one program of the GPU kernel keeps, and most for which ``auto`` takes it.
 _TRITON_CHANNELS, _TRITON_AUTO_CHANNELS = 256, 128
-
-
-def _cut_pays(x: Tensor, expanded: int, tensors: Sequence[Tensor | None]) -> bool:
-    """Whether expanded features are better cut than computed whole."""
-    # A captured graph must serve every size, and may run elsewhere; the backward pass needs the features anyway.
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
-    return not (trained or torch.is_autocast_enabled("cpu")) and 4 * expanded >= _LARGE
 
 
 # -- ConvFirst and MLP -------------------------------------------------------------------------------------------------
@@ -70,8 +61,13 @@ def _auto_convfirst(
         known = "triton" in _convfirst.names
         if known and _refuses_triton(x, wg, bg, w2, b2, w3, b3, stride, groups, tile) is None:
             return "triton"
-    expanded = len(w2) * x.shape[0] * x.shape[2] * x.shape[3] // stride**2
-    return "chunks" if _cut_pays(x, expanded, (wg, bg, w2, b2, w3, b3)) else "naive"
+    # A captured graph must serve every size, and may run elsewhere; a backward pass needs the features anyway.
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return "naive"
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, wg, bg, w2, b2, w3, b3))
+    expanded = 4 * len(w2) * x.shape[0] * x.shape[2] * x.shape[3] // stride**2
+    large = expanded >= _LARGE * max(1, len(w2) / _FEW)
+    return "chunks" if large and not trained and not torch.is_autocast_enabled("cpu") else "naive"
 
 
 _convfirst = Backends("fused_convfirst", auto=_auto_convfirst)
@@ -144,8 +140,10 @@ def _convfirst_naive(
     groups: int,
     tile: tuple[int, int] | None,
 ) -> Tensor:
-    t = x if wg is None else F.conv2d(x, wg, bg, stride, wg.shape[-1] // 2, 1, groups)
-    y = F.conv2d(F.silu(F.conv2d(t, w2, b2)), w3, b3)
+    y = x if wg is None else F.conv2d(x, wg, bg, stride, wg.shape[-1] // 2, 1, groups)
+    y = F.conv2d(y, w2, b2)
+    y = F.silu(y)
+    y = F.conv2d(y, w3, b3)
     return x + y if _residual(x, w3, stride) else y
 
 
@@ -190,7 +188,6 @@ def _convfirst_chunks(
     tile: tuple[int, int] | None,
 ) -> Tensor:
     wg, bg, w2, b2, w3, b3 = _as(x, wg, bg, w2, b2, w3, b3)
-    y = _output(x, w3, stride)
     with without_autocast(x):
         # Pixels become rows of matrices, which channels last makes a view.
         moved = x.contiguous(memory_format=torch.channels_last)
@@ -201,10 +198,11 @@ def _convfirst_chunks(
         step = max(1, _CACHED // (len(b2) * x.element_size()))
         for first in range(0, len(rows), step):
             some = slice(first, first + step)
-            hidden = F.silu(torch.addmm(b2, rows[some], before))
+            hidden = torch.addmm(b2, rows[some], before)
+            hidden = F.silu(hidden, inplace=not hidden.requires_grad)
             result[some] = torch.addmm(b3 + added[some] if _residual(x, w3, stride) else b3, hidden, after)
     # As in the other backends, the result lies in memory as x does.
-    channels_last = result.view(len(y), *y.shape[2:], -1).permute(0, 3, 1, 2)
+    channels_last = result.view(len(x), *t.shape[2:], -1).permute(0, 3, 1, 2)
     return channels_last.contiguous() if x.is_contiguous() else channels_last
 
 
@@ -270,10 +268,8 @@ def _auto_mbconv(
     groups: int,
     tile: tuple[int, int] | None,
 ) -> str:
-    if tile is not None:
-        return "tiles"
-    expanded = len(wg) * x.shape[0] * x.shape[2] * x.shape[3]
-    return "chunks" if _cut_pays(x, expanded, (w1, b1, wg, bg, w3, b3)) else "naive"
+    # Cutting saves memory, and costs time: what is computed twice, or convolutions of few channels.
+    return "naive" if tile is None else "tiles"
 
 
 _mbconv = Backends("fused_mbconv", auto=_auto_mbconv)
@@ -307,7 +303,8 @@ def fused_mbconv(
         tile: height and width of the tiles of the output for ``tiles``; the result does not depend on it.
         backend: ``auto``; ``naive`` (three convolutions in turn); ``tiles`` (tile by tile through the whole block; the
             expansion at the border of a tile is computed again); or ``chunks`` (a sample and some groups of expanded
-            channels at a time, nothing twice).
+            channels at a time, nothing twice). The last two save memory and cost time, so that ``auto`` takes ``tiles``
+            where ``tile`` is given and else ``naive``.
 
     Returns:
         (B, K, ceil(H / stride), ceil(W / stride)).
@@ -342,9 +339,13 @@ def _mbconv_naive(
     groups: int,
     tile: tuple[int, int] | None,
 ) -> Tensor:
-    t = x if w1 is None else F.silu(F.conv2d(x, w1, b1))
-    t = F.silu(F.conv2d(t, wg, bg, stride, wg.shape[-1] // 2, 1, groups))
-    y = F.conv2d(t, w3, b3)
+    y = x
+    if w1 is not None:
+        y = F.conv2d(y, w1, b1)
+        y = F.silu(y)
+    y = F.conv2d(y, wg, bg, stride, wg.shape[-1] // 2, 1, groups)
+    y = F.silu(y)
+    y = F.conv2d(y, w3, b3)
     return x + y if _residual(x, w3, stride) else y
 
 

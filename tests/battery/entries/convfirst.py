@@ -110,7 +110,6 @@ OPERATORS = [
             "fused": _mbconv((4, 3), expands=False, tile=(3, 2)),
         },
         reaching={
-            "chunks": _float(_mbconv((64, 64), channels=8, hidden=256, out=8, width=8)),
             "tiles": _mbconv((5, 4), stride=2, tile=(1, 2)),
         },
     ),
