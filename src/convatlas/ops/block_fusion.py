@@ -193,16 +193,16 @@ def _convfirst_chunks(
         moved = x.contiguous(memory_format=torch.channels_last)
         t = moved if wg is None else F.conv2d(moved, wg, bg, stride, wg.shape[-1] // 2, 1, groups)
         before, after = w2.flatten(1).t(), w3.flatten(1).t()
-        rows, added = _rows(t), _rows(moved)
-        result = x.new_empty(len(rows), after.shape[1])
+        rows = _rows(t)
+        result = b3 + _rows(moved) if _residual(x, w3, stride) else b3.repeat(len(rows), 1)
         step = max(1, _CACHED // (len(b2) * x.element_size()))
         for first in range(0, len(rows), step):
             some = slice(first, first + step)
             hidden = torch.addmm(b2, rows[some], before)
             hidden = F.silu(hidden, inplace=not hidden.requires_grad)
-            result[some] = torch.addmm(b3 + added[some] if _residual(x, w3, stride) else b3, hidden, after)
+            result[some].addmm_(hidden, after)
     # As in the other backends, the result lies in memory as x does.
-    channels_last = result.view(len(x), *t.shape[2:], -1).permute(0, 3, 1, 2)
+    channels_last = result.view(len(x), *t.shape[2:], len(b3)).permute(0, 3, 1, 2)
     return channels_last.contiguous() if x.is_contiguous() else channels_last
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -173,8 +174,8 @@ def layer_costs(
     else:
         found, times = trace(model, *inputs), None
     kinds = {call.name: call.kind for call in found.calls}
-    parents = {name.rpartition(".")[0] for name in kinds} | {""}
-    several = _repeated([op.module for op in found.operations if op.macs])
+    parents = {name.rpartition(".")[0] for name in kinds if name}
+    products = Counter(op.module for op in found.operations if op.macs)
     layers: list[LayerCost] = []
     starts: list[int] = []
     waiting = 0.0
@@ -183,7 +184,7 @@ def layer_costs(
         if op.macs or not folded:
             leaf = op.module not in parents
             name = op.module or "(all)"
-            label = name if leaf and not (several[op.module] or not op.macs) else f"{name} ({op.operator})"
+            label = name if leaf and op.macs and products[op.module] == 1 else f"{name} ({op.operator})"
             kind = kinds[op.module] if leaf and op.module in kinds else op.operator
             operands = [x for x in (*op.read, *op.written) if not (x.weight and x.dims < 2)]
             moved = sum(_size(operand, bytes_per_element) for operand in operands)
@@ -196,10 +197,6 @@ def layer_costs(
         elif seconds is not None:
             waiting += seconds
     return LayerCosts(tuple(layers), found, bytes_per_element, tuple(starts))
-
-
-def _repeated(names: list[str]) -> dict[str, bool]:
-    return {name: names.count(name) > 1 for name in set(names)} | {"": True}
 
 
 def _size(operand: Operand, bytes_per_element: float | None) -> float:
