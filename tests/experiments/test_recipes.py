@@ -44,6 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
+    "convfirst": {"depths": [1, 1], "dims": [8, 8], "block_types": ["convfirst", "mbconv"], "stem_width": 8},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -64,6 +65,7 @@ RATES = {
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
+    "convfirst": {0: 1e-6, 5: 2e-3, 300: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -89,6 +91,7 @@ BATCHES = {
     "wavemix_cifar_sgd": 512,
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
+    "convfirst": 1024,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -113,6 +116,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"n": 4, "algebra": "learned"},
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
+    "convfirst": {"dropout": 0.2, "group_width": 8},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -166,6 +170,7 @@ def test_published_augmentation(recipe: str) -> None:
         "hornet": (0.8, 1.0, *strong),
         "hornet_384": (0.0, 0.0, *strong),
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
+        "convfirst": (0.2, 1.0, *strong),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
