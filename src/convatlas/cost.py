@@ -235,7 +235,7 @@ def _run(model: nn.Module, inputs: Any, named_inputs: Any, counter: _Counter, *,
         if not real:
             with fake:
                 stand_in, arguments = _without_content(fake, model, (inputs, named_inputs))
-            _count(stand_in.eval(), *arguments, counter, mode=fake)
+            _count(stand_in.eval(), arguments[0], arguments[1], counter, mode=fake)
             return stand_in
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         tensors = [*model.parameters(), *model.buffers(), *tree_leaves((inputs, named_inputs))]

@@ -42,7 +42,7 @@ BARS = [
     ),
 ]
 
-BLOCKS = {"ConvFirst": ConvFirstBlock, "MBConv": MBConvBlock}
+BLOCKS: dict[str, type[ConvFirstBlock | MBConvBlock]] = {"ConvFirst": ConvFirstBlock, "MBConv": MBConvBlock}
 #: Channels and side of the maps of three stages; samples on a CPU and on a GPU.
 STAGES = ((64, 56), (128, 28), (256, 14))
 SAMPLES, GPU_SAMPLES = 8, 128
@@ -73,7 +73,7 @@ def _sides(kind: str, channels: int, side: int, device: torch.device) -> dict[st
     half = device.type == "cuda"
     samples = GPU_SAMPLES if half else SAMPLES
     x = torch.randn(samples, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    built: nn.Module = BLOCKS[kind](channels, channels).eval()
+    built = BLOCKS[kind](channels, channels).eval()
     fused, folded = fold_block(built), merge(built.layers, torch.randn(1, channels, 8, 8)).model
     models = {"fused": fused, FOLDED: _Residual(folded), BUILT: built}
     if half:

@@ -39,6 +39,7 @@ def run(argv: Sequence[str]) -> int:
     from convatlas.networks.registry import published_files
     from convatlas.training.opening import open_network
 
+    ceilings = find_machine(arguments.machine) if arguments.machine else None
     with output_to_stderr(arguments.json):
         opened = open_network(arguments.source, model=arguments.model, num_classes=arguments.num_classes, size=size)
         files = published_files(opened.name) if opened.name in models() else ()
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
             opened.inputs,
             name=opened.name,
             files=files,
-            machine=find_machine(arguments.machine) if arguments.machine else None,
+            machine=ceilings,
             samples=arguments.batch,
             fused=arguments.fused.split(",") if arguments.fused else (),
             weights=opened.weights,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,12 @@ class _Block(nn.Module):
 
     def merged(self) -> nn.Module | None:
         """The block as one fused operator, or None where its activation has none; `convatlas.merge` asks for it."""
-        acts = [layer for layer in self.layers if not isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
-        return fold_block(self) if all(type(act) is nn.SiLU for act in acts) else None
+        return fold_block(self) if self.has_silu else None
+
+    @property
+    def has_silu(self) -> bool:
+        """Whether the activation is the one of the fused operators."""
+        return all(isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.SiLU) for layer in self.layers)
 
 
 class ConvFirstBlock(_Block):
@@ -243,6 +247,13 @@ class FoldedConvFirst(nn.Module):
         tile: height and width of the tiles that it is computed in; None leaves the way to the operator.
     """
 
+    wg: Tensor | None
+    bg: Tensor | None
+    w2: Tensor
+    b2: Tensor
+    w3: Tensor
+    b3: Tensor
+
     def __init__(
         self,
         wg: Tensor | None,
@@ -276,6 +287,13 @@ class FoldedMBConv(nn.Module):
         stride, groups: of the spatial convolution.
         tile: height and width of the tiles that it is computed in; None leaves the way to the operator.
     """
+
+    w1: Tensor | None
+    b1: Tensor | None
+    wg: Tensor
+    bg: Tensor
+    w3: Tensor
+    b3: Tensor
 
     def __init__(
         self,
@@ -316,20 +334,23 @@ def fold_block(block: nn.Module, *, tile: tuple[int, int] | None = None) -> Fold
         raise Unsupported(f"only ConvFirst, MBConv, fused MBConv and MLP blocks fold, got {type(block).__name__}")
     if block.training:
         raise ValueError("fold the block first: call eval() and fold_block, got a block in training mode")
-    convs, norms, acts = (
-        [m for m in block.layers if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d, nn.SiLU)
-    )
-    if len(convs) + len(norms) + len(acts) != len(block.layers):
+    convs = [layer for layer in block.layers if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in block.layers if isinstance(layer, nn.BatchNorm2d)]
+    if not block.has_silu:
         raise Unsupported("the fused operator has SiLU as its activation, the block has another")
     folded = [tensor for conv, norm in zip(convs, norms, strict=True) for tensor in _folded(conv, norm)]
     if isinstance(block, MLPBlock):
-        return FoldedConvFirst(None, None, *folded, tile=tile)
-    spatial = convs[1] if isinstance(block, MBConvBlock) else convs[0]
-    geometry = {"stride": block.stride, "groups": spatial.groups}
+        w2, b2, w3, b3 = folded
+        return FoldedConvFirst(None, None, w2, b2, w3, b3, tile=tile)
+    stride = block.stride
     if isinstance(block, ConvFirstBlock):
-        return FoldedConvFirst(*folded, **geometry, tile=tile)
-    expansion = [] if isinstance(block, MBConvBlock) else [None, None]
-    return FoldedMBConv(*expansion, *folded, **geometry, tile=tile)
+        wg, bg, w2, b2, w3, b3 = folded
+        return FoldedConvFirst(wg, bg, w2, b2, w3, b3, stride=stride, groups=convs[0].groups, tile=tile)
+    if isinstance(block, MBConvBlock):
+        w1, b1, wg, bg, w3, b3 = folded
+        return FoldedMBConv(w1, b1, wg, bg, w3, b3, stride=stride, groups=convs[1].groups, tile=tile)
+    wg, bg, w3, b3 = folded
+    return FoldedMBConv(None, None, wg, bg, w3, b3, stride=stride, tile=tile)
 
 
 @torch.no_grad()
@@ -383,7 +404,7 @@ class ConvFirstNet(Backbone):
             if kind not in BLOCKS:
                 raise unknown("block type", kind, BLOCKS)
             groups = {} if kind == "fused_mbconv" else {"group_width": config.group_width}
-            options: dict[str, int] = {"kernel_size": config.kernel_size, "expansion": config.expansion, **groups}
+            options: dict[str, Any] = {"kernel_size": config.kernel_size, "expansion": config.expansion, **groups}
             blocks = []
             for block in range(depth):
                 blocks.append(BLOCKS[kind](channels, dim, stride=1 if block else 2, **options))

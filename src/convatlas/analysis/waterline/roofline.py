@@ -145,7 +145,7 @@ class Waterline:
         series = {"layer by layer": self._outline()}
         if fused is not None:
             series["fused"] = fused._outline()
-        series["waterline"] = ((0.0, 100.0), (1.0, 1.0))
+        series["waterline"] = [0.0, 100.0], [1.0, 1.0]
         caption = "In the order in which they run. Above the line the operations bound a kernel, below it the memory."
         picture = Lines("Waterline", "share of the operations [%]", "intensity over balance", series, True, caption)
         drowning = self.drowning()
