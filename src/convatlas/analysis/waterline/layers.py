@@ -165,12 +165,13 @@ def layer_costs(
     if bytes_per_element is not None and not bytes_per_element > 0:
         raise ValueError(f"bytes_per_element must be positive, got {bytes_per_element}")
     if measure:
-        seen = [trace(model, *inputs, timed=True) for _ in range(1 + _PASSES)][1:]
+        *first, found = [trace(model, *inputs, timed=True) for _ in range(1 + _PASSES)]
+        # A model that draws its own way may run other operations every time.
+        alike = [each for each in first[1:] if len(each.operations) == len(found.operations)]
         times: list[float] | None = [
             statistics.median(op.seconds or 0.0 for op in same)
-            for same in zip(*(each.operations for each in seen), strict=True)
+            for same in zip(*(each.operations for each in (*alike, found)), strict=True)
         ]
-        found = seen[0]
     else:
         found, times = trace(model, *inputs), None
     kinds = {call.name: call.kind for call in found.calls}

@@ -16,8 +16,10 @@ __all__ = ["MACHINES", "Machine", "find_machine", "measure_machine"]
 
 #: Sides of the square matrices whose product gives the peak, and times that each is multiplied.
 _GEMM_SIDES, _GEMM_REPEATS = (256, 512, 1024, 2048), 3
-#: Least bytes of the array whose copy gives the bandwidth, and how many last-level caches it is at least.
-_COPIED, _CACHES, _COPIES = 2**26, 8, 3
+#: Seconds of a product beyond which no larger one is tried; half precision is slow on many CPUs.
+_LONGEST = 0.5
+#: Least and most bytes of the array whose copy gives the bandwidth, how many last-level caches it is between them.
+_COPIED, _CACHES, _COPIES = (2**26, 2**30), 8, 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def measure_machine(dtype: torch.dtype = torch.float32, device: torch.device | s
     """Measure the ceilings of this machine, with as many threads as torch uses; once for each dtype and device.
 
     The peak is the best of square matrix products with sides from 256 to 2048. The bandwidth is that of a copy of an
-    array of at least eight times the last-level cache, two bytes for each byte copied.
+    array of eight times the last-level cache, at most 1 GiB, two bytes for each byte copied.
     """
     return _measured_machine(dtype, str(torch.device(device)), torch.get_num_threads())
 
@@ -96,7 +98,10 @@ def _measured_machine(dtype: torch.dtype, device: str, threads: int) -> Machine:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         seconds = _fastest(functools.partial(torch.mm, a, b), device, _GEMM_REPEATS)
         best = max(best, 2 * side**3 / seconds)
-    source = torch.ones(max(_COPIED, _CACHES * _last_level_cache()), dtype=torch.uint8, device=device)
+        if seconds > _LONGEST:
+            break
+    least, most = _COPIED
+    source = torch.ones(min(max(least, _CACHES * _last_level_cache()), most), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _fastest(functools.partial(target.copy_, source), device, _COPIES)
     number = "1 thread" if threads == 1 else f"{threads} threads"

@@ -17,7 +17,7 @@ from convatlas.report import Bars, Cell, Lines, Note, Part, Section, Table
 __all__ = ["Bar", "Waterline", "roofline", "waterline", "waterline_section"]
 
 #: Most rows of the tables.
-_MOST_STAGES, _MOST_DROWNING = 40, 20
+_MOST_STAGES, _MOST_DROWNING, _MOST_KERNELS = 40, 20, 500
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class Waterline:
             shown = {_unique(bar, index): 100 * share for index, (bar, share) in enumerate(drowning[:10])}
             parts.append(Bars("Kernels that lose most time to memory", "share of the time lost [%]", shown))
         totals = {"layer by layer": self} if fused is None else {"layer by layer": self, "fused": fused}
-        columns = ["kernels", "number", "operations", "bytes", "ideal [ms]", "attainable [ms]", "measured [ms]"]
+        columns = ["kernels", "number", "operations", "bytes", "ops a byte"]
+        columns += ["ideal [ms]", "attainable [ms]", "measured [ms]"]
         whole: list[list[Cell]] = [[name, len(line.bars), *line._numbers()] for name, line in totals.items()]
         caption = (
             f"On {self.machine.name}: {self.machine.peak_ops:.3g} operations a second, {self.machine.bandwidth:.3g} "
@@ -166,6 +167,8 @@ class Waterline:
         stages = list(self.stages().items())[:_MOST_STAGES]
         rows: list[list[Cell]] = [[name, len(line.bars), *line._numbers()] for name, line in stages]
         parts.append(Table("Efficiency of the stages", ["stage", *columns[1:], *shares], rows))
+        if len(stages) > 1:
+            parts.insert(1, _gap([line for _, line in stages]))
         if drowning:
             below: list[list[Cell]] = [
                 [bar.layer.name, bar.layer.kind, bar.layer.intensity, bar.height, 100 * share]
@@ -174,11 +177,13 @@ class Waterline:
             names = ["kernel", "kind", "ops a byte", "over balance", "share of the time lost [%]"]
             text = f"{len(drowning)} of {len(self.bars)} kernels are under water; the worst are shown."
             parts.append(Table("Drowning kernels", names, below, text))
-        return parts
+        return [*parts, self.table()]
 
     def _numbers(self) -> list[Cell]:
         times = [1000 * self.ideal, 1000 * self.attainable, None if self.measured is None else 1000 * self.measured]
-        return [round(self.ops), round(self.bytes), *times, self.efficiency, self.measured_efficiency, self.quality]
+        intensity = self.ops / self.bytes if self.bytes else math.inf
+        shares = [self.efficiency, self.measured_efficiency, self.quality]
+        return [round(self.ops), round(self.bytes), intensity, *times, *shares]
 
     def _outline(self) -> tuple[list[float], list[float]]:
         x, y, at = [], [], 0.0
@@ -187,6 +192,18 @@ class Waterline:
                 x += [at, at := at + 100 * bar.ideal / self.ideal]
                 y += [bar.height] * 2
         return x, y
+
+
+def _gap(stages: Sequence[Waterline]) -> Lines:
+    """How far the times of the stages are from those of their operations."""
+    numbers = range(1, 1 + len(stages))
+    times = {"ideal": [line.ideal for line in stages], "attainable": [line.attainable for line in stages]}
+    measured = [line.measured for line in stages if line.measured is not None]
+    if len(measured) == len(stages):
+        times["measured"] = measured
+    series = {name: (numbers, [1000 * second for second in seconds]) for name, seconds in times.items()}
+    caption = "The distance from the ideal time is the gap; numbers are rows of the table of stages."
+    return Lines("Efficiency gap of the stages", "stage", "time [ms]", series, True, caption)
 
 
 def _micro(seconds: float | None) -> float | None:
