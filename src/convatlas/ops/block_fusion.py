@@ -1,11 +1,11 @@
-"""Residual blocks of convolutions as one operator, whose expanded features are never whole in memory.
+"""Residual blocks of convolutions as one operator, whose expanded features need not be whole in memory.
 
 Lavin: "On the Efficiency of Convolutional Neural Networks", 2024, arXiv 2404.03617. Batch norms are folded into the
 convolutions before them, so this is for inference.
 
 A block that begins with its spatial convolution (ConvFirst) computes every tile of its output from a tile of its input
 that is one kernel wider, and nothing twice. A block that expands first (MBConv) has its border on the expanded features
-and computes that border again for every tile, or is cut by its channels, which do not mix between the projections.
+and computes that border again for every tile.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _auto_mbconv(
     groups: int,
     tile: tuple[int, int] | None,
 ) -> str:
-    # Cutting saves memory, and costs time: what is computed twice, or convolutions of few channels.
+    # Tiles save memory, and cost time: their borders are computed again.
     return "naive" if tile is None else "tiles"
 
 
@@ -301,10 +301,9 @@ def fused_mbconv(
         w3, b3: projection (K, M, 1, 1) and bias (K).
         stride, groups: of the spatial convolution, which pads with R // 2 zeros.
         tile: height and width of the tiles of the output for ``tiles``; the result does not depend on it.
-        backend: ``auto``; ``naive`` (three convolutions in turn); ``tiles`` (tile by tile through the whole block; the
-            expansion at the border of a tile is computed again); or ``chunks`` (a sample and some groups of expanded
-            channels at a time, nothing twice). The last two save memory and cost time, so that ``auto`` takes ``tiles``
-            where ``tile`` is given and else ``naive``.
+        backend: ``auto``; ``naive`` (three convolutions in turn); or ``tiles`` (tile by tile through the whole block;
+            the expansion at the border of a tile is computed again, which saves memory and costs time: ``auto`` takes it
+            where ``tile`` is given).
 
     Returns:
         (B, K, ceil(H / stride), ceil(W / stride)).
@@ -374,41 +373,6 @@ def _mbconv_tiles(
             y[place] = F.conv2d(t, w3, b3)
             if _residual(x, w3, stride):
                 y[place] += x[place]
-    return y
-
-
-@_mbconv.register("chunks")
-def _mbconv_chunks(
-    x: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    wg: Tensor,
-    bg: Tensor,
-    w3: Tensor,
-    b3: Tensor,
-    stride: int,
-    groups: int,
-    tile: tuple[int, int] | None,
-) -> Tensor:
-    w1, b1, wg, bg, w3, b3 = _as(x, w1, b1, wg, bg, w3, b3)
-    y = _output(x, w3, stride)
-    inputs, outputs = wg.shape[1], len(wg) // groups  # of a group
-    pixels = max(x.shape[2] * x.shape[3], 1)
-    count = max(1, _CACHED // (pixels * max(inputs, outputs) * x.element_size()))  # groups at a time
-    with without_autocast(x):
-        for sample in range(len(x)):
-            image = x[sample : sample + 1]
-            total = b3.view(1, -1, 1, 1) + (image if _residual(x, w3, stride) else 0)
-            for first in range(0, groups, count):
-                some = min(count, groups - first)
-                read = slice(first * inputs, (first + some) * inputs)
-                made = slice(first * outputs, (first + some) * outputs)
-                t = image[:, read]
-                if w1 is not None and b1 is not None:
-                    t = F.silu(F.conv2d(image, w1[read], b1[read]))
-                t = F.silu(F.conv2d(t, wg[made], bg[made], stride, wg.shape[-1] // 2, 1, some))
-                total = total + F.conv2d(t, w3[:, made])
-            y[sample : sample + 1] = total
     return y
 
 
