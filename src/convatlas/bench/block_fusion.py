@@ -65,8 +65,8 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
         for channels, side in (STAGES[:1] if quick else STAGES)
     ]
     note = (
-        f"Batches of {SAMPLES}, on a GPU of {GPU_SAMPLES}; 8 channels a group, expansion 4, kernel 3. MBConv runs in tiles "
-        f"of {ROWS} rows, which computes the expansion at their borders again."
+        f"Batches of {SAMPLES}, on a GPU of {GPU_SAMPLES}; 8 channels a group, expansion 4, kernel 3. MBConv runs in "
+        f"tiles of {ROWS} rows, which computes the expansion at their borders again."
     )
     return report("block fusion", compare(cases, threads=threads, quick=quick), BARS, note, quick=quick)
 

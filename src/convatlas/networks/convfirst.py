@@ -84,7 +84,7 @@ class _Block(nn.Module):
         return x + y if self.residual else y
 
     def merged(self) -> nn.Module | None:
-        """The block as one fused operator, or None where its activation has none; `convatlas.merge` asks for it."""
+        """The block as one fused operator, or None where its activation has none, for `convatlas.surgery.merge`."""
         return fold_block(self) if self.has_silu else None
 
     @property

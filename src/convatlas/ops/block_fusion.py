@@ -302,8 +302,8 @@ def fused_mbconv(
         stride, groups: of the spatial convolution, which pads with R // 2 zeros.
         tile: height and width of the tiles of the output for ``tiles``; the result does not depend on it.
         backend: ``auto``; ``naive`` (three convolutions in turn); or ``tiles`` (tile by tile through the whole block;
-            the expansion at the border of a tile is computed again, which saves memory and costs time: ``auto`` takes it
-            where ``tile`` is given).
+            what it needs of the expansion around a tile is computed again, which saves memory and costs time: ``auto``
+            takes it where ``tile`` is given).
 
     Returns:
         (B, K, ceil(H / stride), ceil(W / stride)).
