@@ -135,7 +135,7 @@ def test_the_kernel_in_the_interpreter(
 def test_the_kernel_keeps_the_rules_of_torch_library():
     from convatlas.ops.kernels.block_fusion import convfirst_block
 
-    tensors = [tensor.requires_grad_() for tensor in (random(1, 4, 3, 3), *convfirst(4, 6, 4, 2))]
+    tensors = [tensor.requires_grad_() for tensor in (random(1, 4, 3, 3), *convfirst(4, 6, 4, 2, 1))]
     torch.library.opcheck(convfirst_block, (*tensors, 1, 2, True))
     empty = convfirst_block(random(0, 4, 3, 3), *tensors[1:], 1, 2, True)
     assert empty.shape == (0, 4, 3, 3)

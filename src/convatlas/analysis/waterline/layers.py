@@ -77,7 +77,7 @@ class LayerCosts:
         wanted = {kind if isinstance(kind, str) else kind.__name__ for kind in select}
         known = {name for call in self.trace.calls for name in (call.name, call.kind)}
         for name in sorted(wanted - known):
-            raise unknown("module or class of modules", name, known)
+            raise unknown("module or class of modules", name, known - {""})
         # Inner calls end before outer ones, which take them in.
         units: list[ModuleCall] = []
         for call in self.trace.calls:
