@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.cost import Cost, cost
+from convatlas.cost import Cost, cost, trace
 from convatlas.errors import Unsupported
 from convatlas.networks.registry import create_model
 
@@ -356,3 +356,29 @@ def test_table():
     assert table.rows[0][-2:] == (counted.total.activations, counted.total.bytes)
     assert [row[0] for row in counted.table(depth=1).rows] == ["(all)", "first", "second"]
     assert len(counted.table(depth=0).rows) == 1
+
+
+def test_a_trace_lists_operations_and_calls_in_order():
+    model = nn.Sequential(nn.Conv2d(3, 8, (3, 5), stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 3, 2)).train()
+    x = torch.randn(2, 3, 9, 9)
+    for timed in (False, True):
+        found = trace(model, x, timed=timed)
+        products = [operation for operation in found.operations if operation.macs]
+        assert [(operation.module, operation.macs) for operation in products] == [
+            ("0", 2 * 8 * 12 * 3 * 15),
+            ("3", 2 * 96 * 2),
+        ]
+        assert (products[0].kernel_size, products[0].stride) == ((3, 5), (2, 2))
+        assert [(part.elements, part.bytes, part.weight) for part in products[0].read] == [
+            (2 * 3 * 81, 8 * 3 * 81, False),
+            (8 * 45, 4 * 8 * 45, True),
+            (8, 32, True),
+        ]
+        assert sum(part.weight for part in products[1].read) == 2  # the kernel comes as a view
+        assert sum(operation.macs for operation in products) == cost(model, x).total.macs
+        calls = {call.name: call for call in found.calls}
+        assert [call.name for call in found.calls] == ["0", "1", "2", "3", ""]
+        assert (calls[""].first, calls[""].last) == (0, len(found.operations))
+        assert [part.elements for part in calls["1"].written] == [2 * 96]
+        assert all((operation.seconds or 0) > 0 for operation in found.operations) is timed
+    assert model.training

@@ -676,3 +676,11 @@ def test_the_front_of_a_scatter_is_filled_and_joined():
     assert Scatter("S", "x", "y", points, front=["b"]).front == ("b",)
     with pytest.raises(ValueError, match="front of 'S' must be names of its points, got 'd'"):
         Scatter("S", "x", "y", points, front=["d"])
+
+
+def test_both_axes_of_lines_can_be_logarithmic():
+    lines = Lines("Gap", "latency [ms]", "accuracy [%]", {"a": ((0.1, 100.0), (70.0, 70.0))}, log_x=True)
+    drawn = draw(lines, "f1-")
+    assert drawn is not None
+    assert all(f">{tick}<" in drawn.svg for tick in ("0.1", "1", "10", "100"))
+    assert draw(Lines("Gap", "x", "y", {"a": ((0.0, -1.0), (1.0, 1.0))}, log_x=True), "f2-") is None

@@ -17,15 +17,18 @@ Published figures of networks are often ``macs`` alone, or with ``norm_macs``, o
 
 Activation functions, additions, products of elements, interpolation, recurrent gates, decompositions of matrices are
 counted in activations and bytes only.
+
+`cost` sums this up by module; `trace` lists the operations one by one, in the order in which they run.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,7 +47,7 @@ from convatlas.errors import Unsupported
 from convatlas.hooks import watch
 from convatlas.report import Cell, Table
 
-__all__ = ["Cost", "ModuleCost", "cost"]
+__all__ = ["Cost", "ModuleCall", "ModuleCost", "Operand", "Operation", "Trace", "cost", "trace"]
 
 _aten = torch.ops.aten
 
@@ -126,6 +129,82 @@ class Cost:
         return Table("Cost of a forward pass", [*columns, "bytes"], rows, caption)
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operation or a module reads or writes.
+
+    Attributes:
+        elements, bytes: that lie in memory; an expanded tensor repeats what lies there once.
+        dims: number of its axes.
+        weight: whether it is a parameter or buffer of the model, or a view of one.
+    """
+
+    elements: int
+    bytes: int
+    dims: int
+    weight: bool
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a forward pass.
+
+    Attributes:
+        operator: e.g. ``convolution``.
+        module: name of the innermost module that called it; "" is the whole.
+        macs: multiply-adds, as `cost` counts them without norms and means.
+        read, written: its tensors.
+        kernel_size, stride: of a convolution, else empty.
+        seconds: that it took, where it was timed.
+    """
+
+    operator: str
+    module: str
+    macs: int
+    read: tuple[Operand, ...]
+    written: tuple[Operand, ...]
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module: its operations are those from ``first`` to before ``last``, the tensors its own."""
+
+    name: str
+    kind: str
+    first: int
+    last: int
+    read: tuple[Operand, ...]
+    written: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A forward pass: its operations in the order in which they ran, and the calls of modules that made them."""
+
+    operations: tuple[Operation, ...]
+    calls: tuple[ModuleCall, ...]
+
+
+def trace(model: nn.Module, *inputs: Any, timed: bool = False, **named_inputs: Any) -> Trace:
+    """List the operations of ``model(*inputs, **named_inputs)`` in evaluation mode, and leave the model as it was.
+
+    Args:
+        model: any module.
+        inputs, named_inputs: what its forward takes.
+        timed: run a copy of the model for real and take the time of each operation; else nothing is computed, as in
+            `cost`.
+
+    Raises:
+        Unsupported: as `cost`.
+    """
+    tracer = _Tracer(model, timed)
+    _run(model, inputs, named_inputs, tracer, real=timed)
+    return Trace(tuple(tracer.list), tuple(tracer.calls))
+
+
 def cost(model: nn.Module, *inputs: Any, **named_inputs: Any) -> Cost:
     """Count what ``model(*inputs, **named_inputs)`` takes in evaluation mode, and leave the model as it was.
 
@@ -145,11 +224,19 @@ def cost(model: nn.Module, *inputs: Any, **named_inputs: Any) -> Cost:
     Raises:
         Unsupported: operations depend on values, and the model or an input is on the meta device.
     """
+    counter = _Counter()
+    return _summed(_run(model, inputs, named_inputs, counter), counter)
+
+
+def _run(model: nn.Module, inputs: Any, named_inputs: Any, counter: _Counter, *, real: bool = False) -> nn.Module:
+    """Run a copy of the model for a counter, and return it."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with fake:
-            stand_in, arguments = _without_content(fake, model, (inputs, named_inputs))
-        return _count(stand_in.eval(), *arguments, mode=fake)
+        if not real:
+            with fake:
+                stand_in, arguments = _without_content(fake, model, (inputs, named_inputs))
+            _count(stand_in.eval(), arguments[0], arguments[1], counter, mode=fake)
+            return stand_in
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         tensors = [*model.parameters(), *model.buffers(), *tree_leaves((inputs, named_inputs))]
         if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
@@ -157,7 +244,10 @@ def cost(model: nn.Module, *inputs: Any, **named_inputs: Any) -> Cost:
                 f"{getattr(error, 'func', error)} of {type(model).__name__} depends on values: "
                 "model and inputs must not be on the meta device"
             ) from None
-        return _count(copy.deepcopy(model).eval(), inputs, named_inputs)
+        counter.clear()
+    stand_in = copy.deepcopy(model).eval()
+    _count(stand_in, inputs, named_inputs, counter, fast=real)
+    return stand_in
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
@@ -176,9 +266,15 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.clear()
+
+    def clear(self) -> None:
         self.tallies: dict[str, _Tally] = {}
         self.under_way: list[str] = []
         self.operations: dict[str, int] = {}
+
+    def begin(self, model: nn.Module) -> None:
+        """Called with the model that is going to run."""
 
     def enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.under_way.append(name)
@@ -198,24 +294,17 @@ class _Counter(TorchDispatchMode):
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
+        start = time.perf_counter()
         output = func(*args, **kwargs)
         if not func.is_view and packet not in _FREE:
-            self._add(packet, formula, args, kwargs, output)
+            self._add(packet, args, kwargs, output, start)
         return output
 
-    def _add(self, packet: Any, formula: Any, args: Any, kwargs: Any, output: Any) -> None:
-        macs = norm_macs = mean_macs = 0
-        if formula is not None:
-            macs = formula(args, output)
-        elif packet in flop_registry:
-            macs = flop_registry[packet](*args, **kwargs, out_val=output) // 2
-        elif packet in _NORMS:
-            norm_macs = 2 * tree_leaves(output)[0].numel()
-        elif packet in _MEANS:
-            mean_macs = args[0].numel()
-        written = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if packet in _ATTENTION:
-            written = written[:1]  # the others serve the backward pass
+    def _add(self, packet: Any, args: Any, kwargs: Any, output: Any, start: float) -> None:
+        macs = _macs(packet, args, kwargs, output)
+        norm_macs = 2 * tree_leaves(output)[0].numel() if packet in _NORMS else 0
+        mean_macs = args[0].numel() if packet in _MEANS else 0
+        written = _written(packet, output)
         read = sum(_bytes(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         for name in set(self.under_way):
             tally = self.tallies[name]
@@ -230,23 +319,105 @@ class _Counter(TorchDispatchMode):
             self.operations[operator] = self.operations.get(operator, 0) + macs
 
 
+class _Tracer(_Counter):
+    """Lists every operation, and every call of a module."""
+
+    def __init__(self, model: nn.Module, timed: bool) -> None:
+        super().__init__()
+        self.timed = timed
+        self.kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+
+    def clear(self) -> None:
+        super().clear()
+        self.list: list[Operation] = []
+        self.calls: list[ModuleCall] = []
+        self.open: list[ModuleCall] = []
+        self.storages: set[int] = set()
+
+    def begin(self, model: nn.Module) -> None:
+        self.storages = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().enter(name, args, kwargs)
+        self.open.append(ModuleCall(name, self.kinds[name], len(self.list), 0, self._operands((args, kwargs)), ()))
+
+    def leave(self, name: str, output: Any) -> None:
+        super().leave(name, output)
+        call = self.open.pop()
+        self.calls.append(replace(call, last=len(self.list), written=self._operands(output)))
+
+    def _add(self, packet: Any, args: Any, kwargs: Any, output: Any, start: float) -> None:
+        written = _written(packet, output)
+        seconds = None
+        if self.timed:
+            if written and written[0].is_cuda:
+                torch.cuda.synchronize(written[0].device)
+            seconds = time.perf_counter() - start
+        convolves = packet is _aten.convolution
+        self.list.append(
+            Operation(
+                packet.__name__.strip("_"),
+                self.under_way[-1] if self.under_way else "",
+                _macs(packet, args, kwargs, output),
+                self._operands((args, kwargs)),
+                self._operands(written),
+                tuple(args[1].shape[2:]) if convolves else (),
+                tuple(args[3]) if convolves else (),
+                seconds,
+            )
+        )
+
+    def _operands(self, value: Any) -> tuple[Operand, ...]:
+        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        return tuple(Operand(_elements(x), _bytes(x), x.dim(), _storage(x) in self.storages) for x in tensors)
+
+
+def _storage(tensor: Tensor) -> int:
+    # Tensors without content have no address; what holds them has.
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _macs(packet: Any, args: Any, kwargs: Any, output: Any) -> int:
+    if packet in _FORMULAS:
+        return _FORMULAS[packet](args, output)
+    return flop_registry[packet](*args, **kwargs, out_val=output) // 2 if packet in flop_registry else 0
+
+
+def _written(packet: Any, output: Any) -> list[Tensor]:
+    written = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return written[:1] if packet in _ATTENTION else written  # the others serve the backward pass
+
+
 def _bytes(tensor: Tensor) -> int:
+    return tensor.element_size() * _elements(tensor)
+
+
+def _elements(tensor: Tensor) -> int:
     # An expanded tensor repeats what lies in memory once.
-    return tensor.element_size() * math.prod(
-        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0
-    )
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
 
 
-def _count(model: nn.Module, inputs: Any, named_inputs: Any, *, mode: FakeTensorMode | None = None) -> Cost:
-    counter = _Counter()
+def _count(
+    model: nn.Module,
+    inputs: Any,
+    named_inputs: Any,
+    counter: _Counter,
+    *,
+    mode: FakeTensorMode | None = None,
+    fast: bool = False,
+) -> None:
+    counter.begin(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_composed_of_counted_operations())
+        stack.enter_context(_composed_of_counted_operations(fast))
         stack.enter_context(watch(model, counter.enter, counter.leave))
         if mode is not None:
             stack.enter_context(mode)
         stack.enter_context(counter)
         model(*inputs, **named_inputs)
+
+
+def _summed(model: nn.Module, counter: _Counter) -> Cost:
     rows = []
     for name, module in model.named_modules():
         if name in counter.tallies:
@@ -257,13 +428,15 @@ def _count(model: nn.Module, inputs: Any, named_inputs: Any, *, mode: FakeTensor
 
 
 @contextmanager
-def _composed_of_counted_operations() -> Iterator[None]:
-    """Keep torch from taking a whole recurrent network or attention layer as one operation."""
+def _composed_of_counted_operations(fast: bool = False) -> Iterator[None]:
+    """Keep torch from taking a whole attention layer or, unless its libraries are to be fast, recurrent network as one
+    operation.
+    """
     switches = [
         (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
         (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
         (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
-    ]
+    ][: 1 if fast else None]
     with ExitStack() as stack:
         for get, switch in switches:
             stack.callback(switch, get())

@@ -18,6 +18,8 @@ from convatlas import catalog
 from convatlas.bench import (
     eca,
     fdconv,
+    block_fusion,
+    eca,
     fft_conv,
     hypercomplex,
     inception,
@@ -45,6 +47,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
+    monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
+    monkeypatch.setattr(block_fusion, "SAMPLES", 1)
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))

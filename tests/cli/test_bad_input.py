@@ -232,6 +232,8 @@ OTHER_VERBS = [
     ("inspect", "resnet18 --size big", 2, "--size must be positive numbers with commas between them"),
     ("inspect", "resnet18 --size 64", 1, "size must have a number for each position axis"),
     ("inspect", "{run} --out {tmp}/text.png/below", 1, "Not a directory"),
+    ("inspect", "resnet18 --machine h20", 1, "unknown machine 'h20': did you mean h200_"),
+    ("inspect", "resnet18 --batch 0", 2, "--batch must be at least 1, got 0"),
     ("export", "resnet18", 2, "the following arguments are required: --out"),
     ("export", "resnet19 --out {tmp}/a.onnx", 1, "unknown model 'resnet19': did you mean resnet18"),
     ("export", "resnet18 --out {tmp}/a.bin", 2, "--out must end in .onnx or .pt2, or --format be given, got a.bin"),

@@ -55,6 +55,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
     "ninformer_cifar": {"depth": 1, "dim": 8, "ffn_dim": 8},
+    "convfirst": {"depths": [1, 1], "dims": [8, 8], "block_types": ["convfirst", "mbconv"], "stem_width": 8},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -85,6 +86,7 @@ RATES = {
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
     "ninformer_cifar": {0: 0.001, 99: 0.001},
+    "convfirst": {0: 1e-6, 5: 2e-3, 300: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -120,6 +122,7 @@ BATCHES = {
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
     "ninformer_cifar": 128,
+    "convfirst": 1024,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -151,6 +154,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
     "ninformer_cifar": {"drop": 0.5, "dim": 256, "num_tokens": 64},
+    "convfirst": {"dropout": 0.2, "group_width": 8},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -207,6 +211,7 @@ def test_published_augmentation(recipe: str) -> None:
         "hornet": (0.8, 1.0, *strong),
         "hornet_384": (0.0, 0.0, *strong),
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
+        "convfirst": (0.2, 1.0, *strong),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
         **dict.fromkeys(("crossvit", "crossvit_384", *DHVT), (0.8, 1.0, *strong)),

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import convatlas.nn.conv
 from convatlas import catalog
+from convatlas.analysis.waterline import Machine, waterline_section
 from convatlas.cost import Cost, ModuleCost, cost
 from convatlas.hooks import record
 from convatlas.networks.base import Backbone, PublishedFile
@@ -58,12 +59,18 @@ class Subject:
         model: in evaluation mode.
         inputs: of an example call.
         files: checkpoints that its authors published.
+        machine: whose ceilings it is held against; None is this machine, which is measured.
+        samples: of a batch on another machine.
+        fused: classes of modules that run as one kernel there.
     """
 
     name: str
     model: nn.Module
     inputs: tuple[Any, ...]
     files: Sequence[PublishedFile] = ()
+    machine: Machine | None = None
+    samples: int = 128
+    fused: Sequence[str] = ()
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -102,6 +109,9 @@ def inspect(
     name: str | None = None,
     files: Sequence[PublishedFile] = (),
     sections: Sequence[Maker] | None = None,
+    machine: Machine | None = None,
+    samples: int = 128,
+    fused: Sequence[str] = (),
     **origin: str,
 ) -> Report:
     """Look at any model and report on it; the model stays as it is.
@@ -112,6 +122,9 @@ def inspect(
         name: what to call the model; its class by default.
         files: checkpoints that its authors published.
         sections: what to look at; by default all of `SECTIONS`.
+        machine: whose ceilings the waterline is drawn for; by default those of this machine, which are measured.
+        samples: of a batch on another machine.
+        fused: classes of modules that the waterline shows as one kernel each, too.
         origin: where the model comes from, for the footer of the report.
 
     Raises:
@@ -121,7 +134,7 @@ def inspect(
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     given = inputs if isinstance(inputs, tuple) else (inputs,)
-    subject = Subject(name or type(model).__name__, model, given, files)
+    subject = Subject(name or type(model).__name__, model, given, files, machine, samples, fused)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     made: list[Section] = []
@@ -247,6 +260,11 @@ def _memory_table(rows: list[list[Cell]]) -> Table:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _waterline(subject: Subject) -> Section | None:
+    inputs = subject.inputs if subject.machine is None else subject.batch(subject.samples)
+    return waterline_section(subject.model, inputs, machine=subject.machine, fused=subject.fused)
 
 
 # -- stages and layers -------------------------------------------------------------------------------------------------
@@ -515,4 +533,4 @@ def _published(subject: Subject) -> Section | None:
 
 
 #: What a report says of a model, in this order.
-SECTIONS: list[Maker] = [_size, _time_and_memory, _stages, _features, _changes, _published, _layers]
+SECTIONS: list[Maker] = [_size, _time_and_memory, _waterline, _stages, _features, _changes, _published, _layers]

@@ -146,7 +146,7 @@ def _lines(part: Lines) -> _Drawn:
     for index, (given_x, given_y) in enumerate(part.series.values()):
         x, y = np.array(given_x), np.array(given_y)
         y[~np.isfinite(y) | ((y <= 0) if part.log_y else False)] = np.nan
-        seen = np.isfinite(x) & np.isfinite(y)
+        seen = np.isfinite(x) & np.isfinite(y) & ((x > 0) if part.log_x else True)
         shown += y[seen].tolist()
         steps += x[seen].tolist()
         few = np.count_nonzero(seen) <= 20
@@ -160,6 +160,8 @@ def _lines(part: Lines) -> _Drawn:
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=all(step == round(step) for step in steps)))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    if part.log_x:
+        _log_axis(axes, "x", steps)
     if part.log_y:
         _log_axis(axes, "y", shown)
     else:

@@ -286,6 +286,7 @@ class Lines:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_y: bool = False
     caption: str = ""
+    log_x: bool = False
 
     def __post_init__(self) -> None:
         series = {}
