@@ -1,4 +1,4 @@
-"""UniFormers for images, dense prediction, token labelling and video; the light ones."""
+"""UniFormers: hybrid attention, a token head behind a convolutional stem, pruned tokens, divided attention."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ def clip(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
 
 
 NETWORKS = [
-    Network("uniformer_small", _TINY),
-    Network("uniformer_small_plus_tl", _TINY),
-    Network(
-        "uniformer_base_dense_h14",
-        {**_TINY, "depths": (1, 1, 4, 1), "layer_scale_init": 0.5, "window_size": 2},
-    ),
+    Network("uniformer_small", {**_TINY, "depths": (1, 1, 4, 1), "stage3": "hybrid", "window_size": 2}),
+    Network("uniformer_small_plus_tl", {**_TINY, "layer_scale_init": 0.5, "local_layer_scale": True}),
     Network("uniformer_xxs", {**_TINY, **_PRUNED}, image(64, 96), exempt=_HALF),
-    Network("uniformer3d_small", _TINY, clip),
     Network("uniformer3d_small_split", {**_TINY, "overlapping_time": True}, clip),
-    Network("uniformer3d_xxs", {**_TINY, **_PRUNED}, clip, exempt=_HALF),
 ]

@@ -188,7 +188,7 @@ class GlobalBlock(_Block):
         """Map (B, C, *grid) to the same shape."""
         x = x + self.pos_embed(x)
         grid = x.shape[2:]
-        tokens = map_to_tokens(x)
+        tokens = map_to_tokens(x).contiguous()  # no copy behind a LayerNorm or another global block
         tokens = tokens + self.drop_path(self.scale1(self.aggregate(self.norm1(tokens), grid)))
         tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
         return tokens_to_map(tokens, grid)
@@ -253,7 +253,7 @@ class SplitBlock(GlobalBlock):
         """Map (B, C, T, H, W) to the same shape."""
         x = x + self.pos_embed(x)
         batch, _, frames, height, width = x.shape
-        tokens = x.movedim(1, -1).flatten(2, 3)  # (B, T, H W, C)
+        tokens = x.movedim(1, -1).flatten(2, 3).contiguous()  # (B, T, H W, C)
         columns = tokens.transpose(1, 2).flatten(0, 1)
         columns = columns + self.drop_path(self.t_attn(self.t_norm(columns)))
         aware = columns.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)

@@ -161,10 +161,11 @@ class UniFormer(Trunk):
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Class scores of the last map; a token head adds half of the largest score that a token gives each class."""
-        scores = self.head(x.mean((2, 3)))
+        tokens = map_to_tokens(x)
+        scores = self.head(tokens.mean(1))
         if self.aux_head is None or self.num_classes == 0:
             return scores
-        return scores + _TOKEN_SHARE * self.aux_head(map_to_tokens(x)).amax(1)
+        return scores + _TOKEN_SHARE * self.aux_head(tokens).amax(1)
 
     def reset_classifier(self, num_classes: int) -> None:
         super().reset_classifier(num_classes)

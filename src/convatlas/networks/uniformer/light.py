@@ -123,7 +123,7 @@ class EvoBlock(GlobalBlock):
         """
         x = x + self.pos_embed(x)
         grid = x.shape[2:]
-        tokens = map_to_tokens(x)
+        tokens = map_to_tokens(x).contiguous()
         if self.prune_ratio == 1:
             z, _, row = self._related(torch.cat([class_token, tokens], dim=1))
             attention = row if attention is None else self._running(attention, row)
@@ -131,7 +131,7 @@ class EvoBlock(GlobalBlock):
         if attention is None:
             raise ValueError(f"attention must be given where tokens are pruned (prune_ratio {self.prune_ratio})")
         kept = int(tokens.shape[1] * self.prune_ratio)
-        order = attention.argsort(dim=1, descending=True, stable=True)
+        order = attention.argsort(dim=1, descending=True)
         places = order.unsqueeze(-1).expand_as(tokens)
         informative, rest = tokens.gather(1, places).tensor_split([kept], dim=1)
         best, weights = attention.gather(1, order).tensor_split([kept], dim=1)
@@ -268,7 +268,7 @@ class LightUniFormer(Trunk):
         """
         self._check_input(x)
         maps: list[Tensor] = []
-        token, attention = self.cls_token.expand(len(x), -1, -1), None
+        token, attention = self.cls_token.expand(x.shape[0], -1, -1), None
         for number, stage in enumerate(self.stages):
             if number < 2:
                 x = self._run_stage(stage, x)
