@@ -142,7 +142,7 @@ class Trunk(Backbone):
         config = self.config
         values = {
             "channels": config.dims[stage],
-            "num_heads": config.dims[stage] // config.head_dim if stage > 1 else 1,
+            "num_heads": max(1, config.dims[stage] // config.head_dim),
             "mlp_ratio": config.mlp_ratios[stage],
             "qkv_bias": config.qkv_bias,
             "qk_scale": config.qk_scale,
