@@ -119,3 +119,11 @@ def test_half_precision_and_odd_batches() -> None:
     mixed, soft = mix(ramps(3).bfloat16(), TARGETS[:3], 3, mixup=1.0, cutmix=0.0, generator=generator())
     assert (mixed.dtype, soft.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(soft[1], torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_clips_are_mixed_in_every_frame_alike() -> None:
+    clips = torch.arange(2.0).reshape(2, 1, 1, 1, 1).expand(2, 1, 3, 10, 10)
+    for seed in range(5):
+        mixed, targets = mixing.mix(clips, torch.tensor([0, 1]), 2, mixup=0.0, cutmix=1.0, generator=generator(seed))
+        assert torch.equal(mixed, mixed[:, :, :1].expand_as(mixed))
+        torch.testing.assert_close(mixed.mean((1, 2, 3, 4)), targets[:, 1])

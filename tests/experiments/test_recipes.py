@@ -18,10 +18,21 @@ from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
+REPEATED = ("pvt", "pvt_large", "cvt_21", "uniformer", "uniformer_base")
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
-ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+ELSEWHERE = {
+    "spatiospatial",
+    "uniformer3d",
+    "uniformer3d_base",
+    "uniformer3d_ss",
+    "tract_cifar10",
+    "tract_cifar10_adam",
+    "tract_resnet",
+}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+UNIFORMER = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "head_dim": 4}
+LIGHT = {**UNIFORMER, "prune_ratios": [[1], [0.5]], "trade_offs": [[1], [0.5]]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 #: The network of each recipe, small enough for a test.
@@ -44,6 +55,8 @@ TINY: dict[str, dict[str, Any]] = {
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
+    **dict.fromkeys(("uniformer", "uniformer_base", "uniformer_tl", "uniformer_tl_384"), UNIFORMER),
+    **dict.fromkeys(("uniformer_xs", "uniformer_xxs"), LIGHT),
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -64,6 +77,12 @@ RATES = {
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
+    "uniformer": {0: 1e-6, 5: 1e-3, 300: 1e-5},
+    "uniformer_base": {0: 1e-6, 5: 8e-4, 300: 1e-5},
+    "uniformer_tl": {0: 1e-6, 5: 1.6e-3, 300: 1e-5},
+    "uniformer_tl_384": {0: 5e-6, 49: 5e-6},
+    "uniformer_xs": {0: 1e-6, 30: 4e-3, 600: 1e-5},
+    "uniformer_xxs": {0: 1e-6, 30: 3.2e-3, 600: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -89,6 +108,12 @@ BATCHES = {
     "wavemix_cifar_sgd": 512,
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
+    "uniformer": 1024,
+    "uniformer_base": 1024,
+    "uniformer_tl": 1024,
+    "uniformer_tl_384": 512,
+    "uniformer_xs": 4096,
+    "uniformer_xxs": 4096,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -113,6 +138,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"n": 4, "algebra": "learned"},
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
+    "uniformer": {"drop_path": 0.1, "head_dim": 64},
+    "uniformer_base": {"drop_path": 0.3, "head_dim": 64},
+    "uniformer_tl": {"token_head": True, "head_dim": 32},
+    "uniformer_tl_384": {"token_head": True, "head_dim": 32},
+    "uniformer_xs": {"drop_path": 0.1, "head_dim": 32},
+    "uniformer_xxs": {"drop_path": 0.0, "head_dim": 28},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -168,9 +199,19 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("uniformer", "uniformer_base", "uniformer_xs"), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("uniformer_tl", "uniformer_tl_384"), (0.0, 0.0, 0.0, *strong[1:])),
+        "uniformer_xxs": (0.8, 1.0, 0.1, 0.25, None),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
-    assert training.ema == (0.9999 if averaged else None)
+    ema = {
+        **dict.fromkeys(("uniformer_tl", "uniformer_tl_384"), 0.99996),
+        "uniformer_xs": 0.9999,
+        "uniformer_xxs": 0.9999,
+    }
+    assert training.ema == (0.9999 if averaged else ema.get(recipe))
+    assert augment.auto_augment == (recipe == "uniformer_xxs")
+    assert bool(training.methods) == labelled
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
@@ -179,6 +220,8 @@ def test_published_augmentation(recipe: str) -> None:
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,
         "deepmad": 5e-5,
+        "uniformer_tl_384": 1e-8,
+        "uniformer_xxs": 0.1,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
@@ -187,7 +230,7 @@ def test_published_augmentation(recipe: str) -> None:
         recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
         or hypercomplex
     )
-    assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
+    assert training.repeated_augmentation == (3 if recipe in REPEATED else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
     assert training.clip == clips.get(recipe)
     assert training.momentum == 0.9

@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from convatlas.experiments import uniformer
-from convatlas.experiments.small_training import Trained
+from convatlas.experiments.small_training import Trained, recipe_settings, train_by_recipe
+from convatlas.networks.registry import model_config
 from convatlas.networks.uniformer.blocks import GlobalBlock, LocalBlock
+from convatlas.networks.uniformer.video import UniFormer3dConfig
+from convatlas.recognition.task import Recognition
 from convatlas.report import Images
+from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
+from convatlas.training.task import split_settings
 
 UNKNOWN = "cannot be told at this scale"
 
@@ -27,6 +33,7 @@ def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uniformer, "TRAINING_DIGITS", Training(epochs=1, batch_size=256, warmup_epochs=0))
     monkeypatch.setattr(uniformer, "CLIPS", uniformer.CLIPS.override(**small))
     monkeypatch.setattr(uniformer, "DIGITS", uniformer.DIGITS.override(**small))
+    monkeypatch.setattr(uniformer, "VARIANTS", {"uniformer3d_small": UniFormer3dConfig(depths=(1, 1, 1, 1))})
     report = uniformer.run("quick")
     assert [claim.verdict for claim in report.claims[:4]] == [UNKNOWN] * 4
     assert [claim.verdict for claim in report.claims[4:6]] == ["holds"] * 2
@@ -83,6 +90,58 @@ def test_full_trains_by_recipe(pictures: Path, tmp_path: Path, monkeypatch: pyte
     assert [claim.verdict for claim in report.claims] == [UNKNOWN]
     assert "82.9 % top-1 on ImageNet-1K" in report.claims[0].published
     assert (tmp_path / "uniformer_small" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates", "batch", "drop_path", "hflip"),
+    [
+        ("uniformer3d", {0: 1e-6, 10: 1e-4, 110: 1e-6}, 32, 0.1, 0.5),
+        ("uniformer3d_base", {0: 1e-6, 10: 1.25e-4, 110: 1e-6}, 40, 0.3, 0.5),
+        ("uniformer3d_ss", {0: 1e-6, 5: 2e-4, 60: 1e-6}, 32, 0.3, 0.0),
+    ],
+)
+def test_recipes_for_video(recipe: str, rates: dict[int, float], batch: int, drop_path: float, hflip: float) -> None:
+    task, training = split_settings(Recognition, recipe_settings(recipe))
+    assert training.batch_size * training.accumulate == batch
+    for epoch, rate in rates.items():
+        assert learning_rate(training, 100 * epoch, 100) == pytest.approx(rate)
+    config: Any = model_config(task.model)
+    assert (config.drop_path, task.volume_size) == (drop_path, config.preprocess.size)
+    assert (training.weight_decay, training.repeated_augmentation) == (0.05, 2)
+    augment = task.volume_augment
+    assert (augment.hflip, augment.rand_augment, augment.random_erasing) == (hflip, "rand-m7-n4-mstd0.5-inc1", 0.25)
+    assert augment.scale == pytest.approx(((224 / 320) ** 2, (224 / 256) ** 2), abs=1e-4)
+    assert (task.mixup, task.cutmix, task.label_smoothing) == (0.8, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("model", ["uniformer3d_small", "uniformer3d_xxs"])
+def test_clips_train_by_the_recipe(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("down", "up"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for number in range(3):
+                clip = random.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+                np.save(tmp_path / "data" / split / label / f"{number}.npy", clip)
+    light: dict[str, Any] = {"prune_ratios": [[1], [0.5]], "trade_offs": [[1], [0.5]]}
+    options = {"depths": [1, 1, 1, 1], "dims": [4, 4, 8, 8], "head_dim": 4, **(light if "xxs" in model else {})}
+    run = train_by_recipe(
+        "uniformer3d",
+        tmp_path / "run",
+        data=str(tmp_path / "data"),
+        model=model,
+        options=options,
+        weights=None,
+        volume_size=[4, 32, 32],
+        epochs=1,
+        warmup_epochs=0,
+        batch_size=3,
+        accumulate=1,
+        accelerator="cpu",
+    )
+    (row,) = run.run.read_metrics()
+    assert 0 < row["train_loss"] < 3
 
 
 def test_budget_is_checked(tmp_path: Path) -> None:

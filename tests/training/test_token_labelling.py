@@ -118,17 +118,27 @@ def test_a_step_in_a_loop_of_ones_own() -> None:
 
 def test_a_task_trains_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
-    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(24) % 3)
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(60) % 3)
     options = {key: value for key, value in TINY.items() if key != "num_classes"}
-    settings = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0, "accelerator": "cpu"}
-    torch.save(create_model("uniformer_small").state_dict(), tmp_path / "teacher.pth")
+    made = lambda name, weights: create_model(name, **TINY)  # noqa: E731
+    monkeypatch.setattr("convatlas.training.token_labelling.create_model", made)
     task = Recognition(data=str(tmp_path / "data.npz"), model="uniformer_small_tl", options=options, image_size=32)
-    teacher = {"teacher": "uniformer_small", "teacher_weights": str(tmp_path / "teacher.pth")}
-    with pytest.raises(Unsupported, match="teacher must name the 3 classes of the network"):
-        task.fit(tmp_path / "taught", Training(**settings, methods={"token_labelling": teacher}))
-    task.fit(tmp_path / "run", Training(**settings, methods={"token_labelling": {}}))
+    methods = {"token_labelling": {"teacher": "uniformer_small", "ground_truth": True}}
+    task.fit(tmp_path / "run", Training(epochs=1, batch_size=8, warmup_epochs=0, accelerator="cpu", methods=methods))
     assert (tmp_path / "run" / "checkpoints" / "best.safetensors").is_file()
+
+
+def test_teachers_of_other_classes_or_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("uniformer_small_tl", **TINY)
+    for changes, message in (
+        ({"num_classes": 4}, "teacher must name the 3 classes of the network"),
+        ({"preprocess": {"mean": (0.5,)}}, r"teacher expects images with mean \(0\.5,\), the network gets"),
+    ):
+        other = create_model("uniformer_small", **{**TINY, **changes})
+        monkeypatch.setattr("convatlas.training.token_labelling.create_model", lambda *_, other=other, **__: other)
+        with pytest.raises(Unsupported, match=message):
+            TokenLabelling(teacher="uniformer_small").prepare(model)
 
 
 def test_networks_without_a_token_head_are_refused() -> None:

@@ -75,7 +75,7 @@ def mix(
     ratio = mixing_ratio(cutmix if use_cutmix else mixup, generator)
     partners = images.flip(0)
     if use_cutmix:
-        top, bottom, left, right = cut_box(*images.shape[-2:], ratio, generator)
+        top, bottom, left, right = cut_box(images.shape[-2], images.shape[-1], ratio, generator)
         images = images.clone()
         images[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
         ratio = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])

@@ -175,7 +175,7 @@ class Trunk(Backbone):
     def _features(self, x: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The maps, where the embedded image is changed."""
         self._check_input(x)
-        features = []
+        features: list[Tensor] = []
         for stage in self.stages:
             x = self._run_stage(stage, x) if features else self._run_stage(stage, x, change)
             features.append(stage.leave(x))  # type: ignore[operator]
