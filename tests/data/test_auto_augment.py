@@ -46,7 +46,7 @@ def test_generator_decides(channels: int) -> None:
 
 
 def test_wrong_images_and_two_policies_are_refused() -> None:
-    with pytest.raises(ValueError, match="AutoAugment takes uint8 images .*, got float64 of 3 channels"):
+    with pytest.raises(ValueError, match=r"AutoAugment takes uint8 images .*, got float64 of 3 channels"):
         auto_augment(np.zeros((2, 2, 3)), torch.Generator())
     with pytest.raises(ValueError, match="auto_augment and rand_augment"):
         Augment(auto_augment=True, rand_augment="rand-m9-inc1")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from convatlas.errors import Unsupported
 from convatlas.networks.registry import create_model
-from convatlas.recognition.task import Recognition
-from convatlas.training.settings import Training
 from convatlas.training.token_labelling import TokenLabelling, teacher_targets, token_label_loss
 
 TINY: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (4, 4, 8, 8), "head_dim": 4, "num_classes": 3}
@@ -116,17 +112,20 @@ def test_a_step_in_a_loop_of_ones_own() -> None:
     torch.testing.assert_close(plain.losses(model, given, never)["loss"], expected)
 
 
-def test_a_task_trains_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
-    pixels = np.random.default_rng(0).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(60) % 3)
-    options = {key: value for key, value in TINY.items() if key != "num_classes"}
-    made = lambda name, weights: create_model(name, **TINY)  # noqa: E731
-    monkeypatch.setattr("convatlas.training.token_labelling.create_model", made)
-    task = Recognition(data=str(tmp_path / "data.npz"), model="uniformer_small_tl", options=options, image_size=32)
-    methods = {"token_labelling": {"teacher": "uniformer_small", "ground_truth": True}}
-    task.fit(tmp_path / "run", Training(epochs=1, batch_size=8, warmup_epochs=0, accelerator="cpu", methods=methods))
-    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").is_file()
+def test_a_teacher_makes_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    teacher: Any = create_model("uniformer_small", **TINY)
+    monkeypatch.setattr("convatlas.training.token_labelling.create_model", lambda *_, **__: teacher)
+    model: Any = create_model("uniformer_small_tl", **TINY).eval()
+    method = TokenLabelling(teacher="uniformer_small", mix=False, ground_truth=True, label_smoothing=0.0)
+    batch = {"image": torch.randn(2, 3, 64, 64), "label": torch.tensor([0, 2])}
+    loss = method.losses(method.prepare(model), batch, lambda *_: {})["loss"]
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    output = model(batch["image"], (0, 0, 0, 0))
+    targets = teacher_targets(teacher, batch["image"], F.one_hot(batch["label"], 3).float(), (2, 2))
+    torch.testing.assert_close(loss, token_label_loss(output.image, output.tokens, targets, ground_truth=True))
+    assert method.losses(model, {"image": torch.empty(0, 3, 64, 64), "unreadable": ["a"]}, lambda *_: {}) == {}
 
 
 def test_teachers_of_other_classes_or_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
