@@ -208,12 +208,13 @@ def _labelled(config: UniFormerConfig, **changes: Any) -> UniFormerConfig:
     return config.override(token_head=True, **changes)
 
 
-def _dense(config: UniFormerConfig, stage3: Stage3 = "global", window_size: int = 14) -> UniFormerConfig:
-    return config.override(pyramid=True, stage3=stage3, window_size=window_size)
+def _dense(config: UniFormerConfig, stage3: Stage3 = "global") -> UniFormerConfig:
+    return config.override(pyramid=True, stage3=stage3)
 
 
 #: ``tl``: trained by token labelling, with a head for tokens; where two releases differ only in ``head_dim`` it is in
-#: the name. ``dense``: backbones of detectors and segmenters, as h14 (hybrid stage 3, windows of 14), h32 and w32.
+#: the name. ``dense``: backbones of detectors and segmenters, global or h14 (hybrid stage 3, windows of 14). What the
+#: paper calls h32 and w32 are global weights tested with ``window_size=32`` and ``stage3`` hybrid or window.
 VARIANTS: dict[str, UniFormerConfig] = {
     "uniformer_small": _SMALL,
     "uniformer_small_plus": _PLUS,
@@ -232,12 +233,8 @@ VARIANTS: dict[str, UniFormerConfig] = {
     "uniformer_large_ls_384": _LARGE.override(preprocess=_AT_384),
     "uniformer_small_dense": _dense(_SMALL),
     "uniformer_small_dense_h14": _dense(_SMALL, "hybrid"),
-    "uniformer_small_dense_h32": _dense(_SMALL, "hybrid", 32),
-    "uniformer_small_dense_w32": _dense(_SMALL, "window", 32),
     "uniformer_base_dense": _dense(_BASE),
     "uniformer_base_dense_h14": _dense(_BASE, "hybrid"),
-    "uniformer_base_dense_h32": _dense(_BASE, "hybrid", 32),
-    "uniformer_base_dense_w32": _dense(_BASE, "window", 32),
 }
 
 _HUB = "hf://Sense-X/uniformer_image"

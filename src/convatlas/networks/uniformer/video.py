@@ -89,10 +89,9 @@ def _frames(frames: int) -> dict[str, VolumePreprocess]:
 
 _SMALL = UniFormer3dConfig()
 _BASE = UniFormer3dConfig(depths=(5, 8, 20, 7), drop_path=0.3)
-_SMALL_SS = _SMALL.override(num_classes=174, drop_path=0.3)
-_BASE_SS = _BASE.override(num_classes=174, drop_path=0.5, **_frames(32))
 
-#: For Kinetics-400 unless the name says otherwise, and for 16 frames unless it says f8 or f32.
+#: For Kinetics-400 unless the name says otherwise (ss: Something-Something, V1 and V2), and for 16 frames unless it says
+#: f8 or f32.
 VARIANTS: dict[str, UniFormer3dConfig] = {
     "uniformer3d_small": _SMALL,
     "uniformer3d_small_f8": _SMALL.override(**_frames(8)),
@@ -104,10 +103,8 @@ VARIANTS: dict[str, UniFormer3dConfig] = {
     "uniformer3d_small_k600": _SMALL.override(num_classes=600),
     "uniformer3d_base_k600": _BASE.override(num_classes=600),
     "uniformer3d_base_f32_k600": _BASE.override(num_classes=600, **_frames(32)),
-    "uniformer3d_small_ssv1": _SMALL_SS,
-    "uniformer3d_small_ssv2": _SMALL_SS,
-    "uniformer3d_base_f32_ssv1": _BASE_SS,
-    "uniformer3d_base_f32_ssv2": _BASE_SS,
+    "uniformer3d_small_ss": _SMALL.override(num_classes=174, drop_path=0.3),
+    "uniformer3d_base_f32_ss": _BASE.override(num_classes=174, drop_path=0.5, **_frames(32)),
     "uniformer3d_small_ucf101": _SMALL.override(num_classes=101),
     "uniformer3d_small_hmdb51": _SMALL.override(num_classes=51),
 }
@@ -130,10 +127,8 @@ PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
     "uniformer3d_small_k600": _published("Kinetics-600", 82.8),
     "uniformer3d_base_k600": _published("Kinetics-600", 84.0),
     "uniformer3d_base_f32_k600": _published("Kinetics-600", 84.5),
-    "uniformer3d_small_ssv1": _published("Something-Something V1", 57.6),
-    "uniformer3d_small_ssv2": _published("Something-Something V2", 69.4),
-    "uniformer3d_base_f32_ssv1": _published("Something-Something V1", 61.0),
-    "uniformer3d_base_f32_ssv2": _published("Something-Something V2", 71.2),
+    "uniformer3d_small_ss": _published("Something-Something V1", 57.6) + _published("Something-Something V2", 69.4),
+    "uniformer3d_base_f32_ss": _published("Something-Something V1", 61.0) + _published("Something-Something V2", 71.2),
     "uniformer3d_small_ucf101": _published("UCF101", 98.3),
     "uniformer3d_small_hmdb51": _published("HMDB51", 77.5),
 }
