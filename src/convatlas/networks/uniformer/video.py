@@ -90,8 +90,8 @@ def _frames(frames: int) -> dict[str, VolumePreprocess]:
 _SMALL = UniFormer3dConfig()
 _BASE = UniFormer3dConfig(depths=(5, 8, 20, 7), drop_path=0.3)
 
-#: For Kinetics-400 unless the name says otherwise (ss: Something-Something, V1 and V2), and for 16 frames unless it says
-#: f8 or f32.
+#: For Kinetics-400 unless the name says otherwise (ss: Something-Something, V1 and V2), and for 16 frames unless it
+#: says f8 or f32.
 VARIANTS: dict[str, UniFormer3dConfig] = {
     "uniformer3d_small": _SMALL,
     "uniformer3d_small_f8": _SMALL.override(**_frames(8)),
