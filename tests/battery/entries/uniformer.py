@@ -1,4 +1,4 @@
-"""UniFormers: hybrid attention, a token head behind a convolutional stem, pruned tokens, divided attention."""
+"""UniFormers: attention in windows, a token head behind a convolutional stem, pruned tokens, divided attention."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def clip(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
 
 
 NETWORKS = [
-    Network("uniformer_small", {**_TINY, "depths": (1, 1, 4, 1), "stage3": "hybrid", "window_size": 2}),
+    Network("uniformer_small", {**_TINY, "stage3": "window", "window_size": 2}),
     Network("uniformer_small_plus_tl", {**_TINY, "layer_scale_init": 0.5, "local_layer_scale": True}),
     Network("uniformer_xxs", {**_TINY, **_PRUNED}, image(64, 96), exempt=_HALF),
     Network("uniformer3d_small_split", {**_TINY, "overlapping_time": True}, clip),

@@ -51,10 +51,11 @@ def run(case: Case) -> dict[str, Tensor]:
 
 
 def _block(case: Case, config: dict[str, Any]) -> dict[str, Tensor]:
-    case.only("dim", "num_heads", "window_size", "mlp_ratio", "qkv_bias", "qk_scale", "layer_scale", "init_value")
+    options = ("mlp_ratio", "qkv_bias", "qk_scale", "layer_scale", "init_value", "training")
+    case.only("dim", "num_heads", "window_size", *options)
     weights = case.weights
     axes = weights["pos_embed.weight"].dim() - 2
-    options = BlockOptions(
+    shared = BlockOptions(
         channels=config["dim"],
         num_heads=config.get("num_heads", 1),
         mlp_ratio=config.get("mlp_ratio", 4.0),
@@ -65,14 +66,14 @@ def _block(case: Case, config: dict[str, Any]) -> dict[str, Tensor]:
     )
     block: nn.Module
     if "attn.qkv.weight" not in weights:
-        block = LocalBlock(options)
+        block = LocalBlock(shared)
     elif "t_attn.qkv.weight" in weights:
-        block = SplitBlock(options)
+        block = SplitBlock(shared)
     elif "window_size" in config:
-        block = WindowBlock(options, window_size=config["window_size"])
+        block = WindowBlock(shared, window_size=config["window_size"])
     else:
-        block = GlobalBlock(options)
-    case.load(block)
+        block = GlobalBlock(shared)
+    case.load(block).train(bool(config.get("training", False)))
     x = case.inputs["x"].requires_grad_()
     y = block(x)
     if "cotangent" not in case.inputs:
