@@ -45,6 +45,7 @@ TASKS: dict[str, str] = {
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {
     "additive_margin": "training.additive_margin:AdditiveMargin",
+    "token_labelling": "training.token_labelling:TokenLabelling",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
     "sam": "training.sam:SharpnessAware",
     "tract": "training.tract:TrAct",

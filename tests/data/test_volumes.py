@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,28 @@ def test_impossible_settings_are_named(make, message: str):
         make()
     with pytest.raises(UnknownName, match="did you mean axial"):
         VolumeReading(plane="axia")  # type: ignore[arg-type]
+
+
+def test_frames_of_a_video_are_augmented_alike() -> None:
+    still = VolumeAugment(scale=(1, 1), degrees=0, translate=0, zoom=0, hflip=0, jitter=0, brightness=0)
+    changing = dataclasses.replace(still, rand_augment="rand-m9-n4-inc1", random_erasing=0.5)
+    preprocess = VolumePreprocess(size=(4, 16, 16), mean=(0.5,), std=(0.5,), depth="sample")
+    frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    clip = np.stack([frame] * 4)
+    expected = still(clip, preprocess, torch.Generator().manual_seed(0))
+    changed = erased = 0
+    for seed in range(12):
+        result = changing(clip, preprocess, torch.Generator().manual_seed(seed))
+        changed += not torch.equal(result[:, 0], expected[:, 0])
+        noise = (result != result[:, :1]).any(1).any(0)  # where frames differ
+        if noise.any():
+            erased += 1
+            rows, columns = (noise.any(axis).nonzero().flatten() for axis in (1, 0))
+            assert noise.sum() == len(rows) * len(columns)
+            assert len(rows) * len(columns) < 16 * 16 / 2
+    assert changed > 6
+    assert 2 < erased < 12
+    with pytest.raises(ValueError, match="rand_augment takes videos of uint8, got float32"):
+        changing(clip.astype(np.float32), preprocess, torch.Generator())
+    with pytest.raises(ValueError, match="random_erasing must be a probability"):
+        VolumeAugment(random_erasing=2)

@@ -18,14 +18,25 @@ from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
+REPEATED = ("pvt", "pvt_large", "cvt_21", "uniformer", "uniformer_base")
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
 ELSEWHERE = {"tvconv_face", "spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 ELSEWHERE = {
     *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
     *("spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"),
+ELSEWHERE = {
+    "spatiospatial",
+    "uniformer3d",
+    "uniformer3d_base",
+    "uniformer3d_ss",
+    "tract_cifar10",
+    "tract_cifar10_adam",
+    "tract_resnet",
 }
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+UNIFORMER = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "head_dim": 4}
+LIGHT = {**UNIFORMER, "prune_ratios": [[1], [0.5]], "trade_offs": [[1], [0.5]]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 DHVT = ("dhvt_cifar", "dhvt_domain", "dhvt_imagenet", "dhvt_finetune")
@@ -56,6 +67,8 @@ TINY: dict[str, dict[str, Any]] = {
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
     "ninformer_cifar": {"depth": 1, "dim": 8, "ffn_dim": 8},
     "convfirst": {"depths": [1, 1], "dims": [8, 8], "block_types": ["convfirst", "mbconv"], "stem_width": 8},
+    **dict.fromkeys(("uniformer", "uniformer_base", "uniformer_tl", "uniformer_tl_384"), UNIFORMER),
+    **dict.fromkeys(("uniformer_xs", "uniformer_xxs"), LIGHT),
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -87,6 +100,12 @@ RATES = {
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
     "ninformer_cifar": {0: 0.001, 99: 0.001},
     "convfirst": {0: 1e-6, 5: 2e-3, 300: 1e-5},
+    "uniformer": {0: 1e-6, 5: 1e-3, 300: 1e-5},
+    "uniformer_base": {0: 1e-6, 5: 8e-4, 300: 1e-5},
+    "uniformer_tl": {0: 1e-6, 5: 1.6e-3, 300: 1e-5},
+    "uniformer_tl_384": {0: 5e-6, 49: 5e-6},
+    "uniformer_xs": {0: 1e-6, 30: 4e-3, 600: 1e-5},
+    "uniformer_xxs": {0: 1e-6, 30: 3.2e-3, 600: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -123,6 +142,12 @@ BATCHES = {
     "wavemix_imagenet_sgd": 128,
     "ninformer_cifar": 128,
     "convfirst": 1024,
+    "uniformer": 1024,
+    "uniformer_base": 1024,
+    "uniformer_tl": 1024,
+    "uniformer_tl_384": 512,
+    "uniformer_xs": 4096,
+    "uniformer_xxs": 4096,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -155,6 +180,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
     "ninformer_cifar": {"drop": 0.5, "dim": 256, "num_tokens": 64},
     "convfirst": {"dropout": 0.2, "group_width": 8},
+    "uniformer": {"drop_path": 0.1, "head_dim": 64},
+    "uniformer_base": {"drop_path": 0.3, "head_dim": 64},
+    "uniformer_tl": {"token_head": True, "head_dim": 32},
+    "uniformer_tl_384": {"token_head": True, "head_dim": 32},
+    "uniformer_xs": {"drop_path": 0.1, "head_dim": 32},
+    "uniformer_xxs": {"drop_path": 0.0, "head_dim": 28},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -215,9 +246,16 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
         **dict.fromkeys(("crossvit", "crossvit_384", *DHVT), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("uniformer", "uniformer_base", "uniformer_xs"), (0.8, 1.0, *strong)),
+        **dict.fromkeys(("uniformer_tl", "uniformer_tl_384"), (0.0, 0.0, 0.0, *strong[1:])),
+        "uniformer_xxs": (0.8, 1.0, 0.1, 0.25, None),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
     averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
-    assert training.ema == (0.9999 if averaged else None)
+    averaged = averaged or recipe in ("uniformer_xs", "uniformer_xxs")
+    labelled = recipe.startswith("uniformer_tl")
+    assert training.ema == (0.9999 if averaged else 0.99996 if labelled else None)
+    assert augment.auto_augment == (recipe == "uniformer_xxs")
+    assert bool(training.methods) == labelled
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
@@ -232,6 +270,8 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad_r": 5e-5,
         "deepmad": 5e-5,
         "ninformer_cifar": 0.0,
+        "uniformer_tl_384": 1e-8,
+        "uniformer_xxs": 0.1,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
@@ -242,6 +282,7 @@ def test_published_augmentation(recipe: str) -> None:
     )
     repeated = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384", *DHVT[:3])
     assert training.repeated_augmentation == (3 if recipe in repeated else 1)
+    assert training.repeated_augmentation == (3 if recipe in REPEATED else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
     assert training.clip == clips.get(recipe)
     assert training.momentum == 0.9

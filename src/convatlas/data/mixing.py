@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["mix", "smooth_targets"]
+__all__ = ["cut_box", "mix", "mixing_ratio", "smooth_targets"]
 
 
 def smooth_targets(targets: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -48,7 +48,7 @@ def mix(
     that the pasted box really covers.
 
     Args:
-        images: (B, C, H, W), floating point; they are not changed.
+        images: (B, C, H, W), or clips (B, C, T, H, W), floating point; they are not changed.
         targets: (B,) class indices.
         num_classes: number of classes.
         mixup: alpha of mixup; 0 turns it off.
@@ -61,8 +61,10 @@ def mix(
     Returns:
         The mixed images and the targets (B, num_classes), whose rows add up to 1.
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be (B, C, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
+    if images.ndim not in (4, 5) or not images.is_floating_point():
+        raise ValueError(
+            f"images must be (B, C, H, W) or (B, C, T, H, W) floating point, got {tuple(images.shape)} {images.dtype}"
+        )
     if min(mixup, cutmix) < 0:
         raise ValueError(f"mixup and cutmix must not be negative, got {mixup} and {cutmix}")
     soft = smooth_targets(targets, num_classes, label_smoothing)
@@ -70,13 +72,13 @@ def mix(
     if mixed >= prob or not (mixup or cutmix):
         return images, soft
     use_cutmix = cutmix > 0 and (not mixup or switched < switch_prob)
-    ratio = _beta(cutmix if use_cutmix else mixup, generator)
+    ratio = mixing_ratio(cutmix if use_cutmix else mixup, generator)
     partners = images.flip(0)
     if use_cutmix:
-        top, bottom, left, right = _box(images.shape[2], images.shape[3], ratio, generator)
+        top, bottom, left, right = cut_box(images.shape[-2], images.shape[-1], ratio, generator)
         images = images.clone()
-        images[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
-        ratio = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+        images[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+        ratio = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
     else:
         images = images * ratio + partners * (1 - ratio)
     return images, soft * ratio + soft.flip(0) * (1 - ratio)
@@ -90,12 +92,15 @@ def _integer(high: int, generator: torch.Generator | None) -> int:
     return int(torch.randint(high, (), generator=generator, device=_device(generator)).item())
 
 
-def _beta(alpha: float, generator: torch.Generator | None) -> float:
+def mixing_ratio(alpha: float, generator: torch.Generator | None = None) -> float:
+    """A number drawn from Beta(alpha, alpha)."""
     # torch's Beta distribution takes no generator; numpy's, seeded from it, draws exactly.
     return float(np.random.default_rng(_integer(2**63 - 1, generator)).beta(alpha, alpha))
 
 
-def _box(height: int, width: int, ratio: float, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+def cut_box(
+    height: int, width: int, ratio: float, generator: torch.Generator | None = None
+) -> tuple[int, int, int, int]:
     """A box of the share 1 - ratio around a random centre, clipped at the border: top, bottom, left, right."""
     side = math.sqrt(1 - ratio)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2

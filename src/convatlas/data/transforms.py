@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convatlas.data.auto_augment import auto_augment
 from convatlas.data.rand_augment import parse_rand_augment
 from convatlas.data.trivial_augment import trivial_augment
 from convatlas.errors import unknown
@@ -30,6 +31,7 @@ __all__ = [
     "Interpolation",
     "Preprocess",
     "affine",
+    "random_erase",
     "resize",
 ]
 
@@ -204,7 +206,7 @@ class Augment:
     """The training transform of one image. All randomness comes from the generator that it is called with.
 
     In order: random resized crop (or the evaluation view), affine, padding and random crop, flips, TrivialAugment,
-    RandAugment or colour jitter, normalisation, random erasing.
+    AutoAugment, RandAugment or colour jitter, normalisation, random erasing.
 
     Attributes:
         random_resized_crop: cut out a random part and resize it; False takes the evaluation view.
@@ -218,8 +220,9 @@ class Augment:
         vflip: probability of a vertical flip.
         random_interpolation: resize by bilinear or bicubic interpolation, at random, instead of the evaluation's.
         trivial_augment: one random operation of random strength, with the wide ranges; for uint8 of 1 or 3 channels.
+        auto_augment: a random pair of operations of AutoAugment's policy v0; for uint8 of 1 or 3 channels.
         rand_augment: RandAugment in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; for uint8 of 1 or 3 channels.
-        color_jitter: largest relative change of brightness, contrast and saturation; not used beside RandAugment.
+        color_jitter: largest relative change of brightness, contrast and saturation; not beside Auto- or RandAugment.
         random_erasing: probability that a box is replaced by normal noise.
     """
 
@@ -234,6 +237,7 @@ class Augment:
     vflip: float = 0.0
     random_interpolation: bool = False
     trivial_augment: bool = False
+    auto_augment: bool = False
     rand_augment: str | None = None
     color_jitter: float = 0.0
     random_erasing: float = 0.0
@@ -254,6 +258,8 @@ class Augment:
             raise ValueError(f"ratio must be a range above 0, got {self.ratio}")
         if self.rand_augment is not None:
             _parse_rand_augment(self.rand_augment)
+            if self.auto_augment:
+                raise ValueError(f"auto_augment and rand_augment must not be on at once, got {self.rand_augment!r}")
 
     def __call__(self, image: npt.NDArray[Any], preprocess: Preprocess, generator: torch.Generator) -> Tensor:
         """Augment an image (H, W, C) into a normalised tensor (C, height, width) of the size of ``preprocess``."""
@@ -276,14 +282,15 @@ class Augment:
             image = image[::-1]
         if self.trivial_augment:
             image = trivial_augment(np.ascontiguousarray(image), generator)
-        if self.rand_augment is not None:
+        if self.rand_augment is not None or self.auto_augment:
             fill = (preprocess.denormalise(torch.zeros(image.shape[2], 1, 1))).reshape(-1).tolist()
-            image = _parse_rand_augment(self.rand_augment)(np.ascontiguousarray(image), generator, fill)
+            change = auto_augment if self.rand_augment is None else _parse_rand_augment(self.rand_augment)
+            image = change(np.ascontiguousarray(image), generator, fill)
         elif self.color_jitter:
             image = _jitter(image, self.color_jitter, generator)
         tensor = preprocess.normalise(image)
         if _uniform(0, 1, generator) < self.random_erasing:
-            _erase(tensor, generator)
+            random_erase(tensor, generator)
         return tensor
 
     def _move(self, image: npt.NDArray[Any], generator: torch.Generator) -> npt.NDArray[Any]:
@@ -350,15 +357,19 @@ def _jitter(image: npt.NDArray[Any], strength: float, generator: torch.Generator
     return _as_type(values, image.dtype)
 
 
-def _erase(tensor: Tensor, generator: torch.Generator) -> None:
-    """Random erasing (Zhong et al., arXiv 1708.04896) of a box of 2 % to a third of the area, with noise per pixel."""
-    channels, height, width = tensor.shape
+def random_erase(tensor: Tensor, generator: torch.Generator) -> None:
+    """Replace a random box of (..., H, W) by normal noise, of every pixel: 2 % to a third of the area.
+
+    Zhong et al.: "Random Erasing Data Augmentation", AAAI 2020, arXiv 1708.04896. A clip loses the same box in every
+    frame.
+    """
+    *front, height, width = tensor.shape
     for _ in range(10):
         area = height * width * _uniform(0.02, 1 / 3, generator)
         aspect = math.exp(_uniform(math.log(0.3), math.log(1 / 0.3), generator))
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
             top, left = _integer(height - rows + 1, generator), _integer(width - columns + 1, generator)
-            noise = torch.randn(channels, rows, columns, generator=generator)
-            tensor[:, top : top + rows, left : left + columns] = noise
+            noise = torch.randn(*front, rows, columns, generator=generator)
+            tensor[..., top : top + rows, left : left + columns] = noise
             return

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convatlas.data.rand_augment import parse_rand_augment
+from convatlas.data.transforms import random_erase
 from convatlas.data.volumes import montage
 from convatlas.errors import unknown
 
@@ -155,6 +157,8 @@ class VolumeAugment:
         jitter: of a video, largest share of its length by which the beginning and the end are cut at random.
         brightness: largest random change of the intensities, as a share of them.
         noise: standard deviation of normal noise, in units of the normalised result.
+        rand_augment: of a video, RandAugment in timm's notation, the same operations for all frames.
+        random_erasing: probability that a box, the same in all slices, is replaced by normal noise.
     """
 
     scale: tuple[float, float] = (0.6, 1.0)
@@ -168,9 +172,13 @@ class VolumeAugment:
     jitter: float = 0.2
     brightness: float = 0.1
     noise: float = 0.0
+    rand_augment: str | None = None
+    random_erasing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "dflip"):
+        if self.rand_augment is not None:
+            parse_rand_augment(self.rand_augment)
+        for name in ("hflip", "vflip", "dflip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {getattr(self, name)}")
         for name in ("degrees", "tilt", "noise"):
@@ -210,12 +218,31 @@ class VolumeAugment:
         for axis, probability in ((1, self.dflip), (2, self.vflip), (3, self.hflip)):
             if uniform(0, 1) < probability:
                 tensor = tensor.flip(axis)
+        if self.rand_augment is not None:
+            if volume.dtype != np.uint8:
+                raise ValueError(f"rand_augment takes videos of uint8, got {volume.dtype}")
+            tensor = _rand_augmented(tensor, self.rand_augment, preprocess, generator)
         if self.brightness:
             tensor = tensor * (1 + uniform(-self.brightness, self.brightness))
         tensor = preprocess.normalise(tensor)
         if self.noise:
             tensor = tensor + self.noise * torch.randn(tensor.shape, generator=generator)
+        if uniform(0, 1) < self.random_erasing:
+            random_erase(tensor, generator)
         return tensor
+
+
+def _rand_augmented(tensor: Tensor, notation: str, preprocess: VolumePreprocess, generator: torch.Generator) -> Tensor:
+    """The frames of a clip (C, T, H, W), from 0 to 1, all changed by the same operations."""
+    augment = parse_rand_augment(notation)
+    fill = preprocess.denormalise(torch.zeros(len(tensor), 1, 1, 1)).reshape(-1).tolist()
+    frames = tensor.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+    state = generator.get_state()
+    changed = []
+    for frame in frames:
+        generator.set_state(state)
+        changed.append(augment(frame, generator, fill))
+    return torch.from_numpy(np.stack(changed)).permute(3, 0, 1, 2).float() / 255
 
 
 def _moved(tensor: Tensor, degrees: list[float], shifts: list[float], factor: float, *, plane_only: bool) -> Tensor:

@@ -158,6 +158,9 @@ class Backbone(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, num_classes) of an image (B, in_channels, H, W).
 
+        A network with further heads for training returns a tuple of scores while it trains, one for each head; the loss
+        is the mean of theirs.
+
         Raises:
             ValueError: x has a wrong number of dimensions or channels, or is smaller than the total stride.
         """

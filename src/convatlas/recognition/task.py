@@ -300,7 +300,7 @@ class Recognition(GradientTask):
         return collate
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy with the mixed and smoothed targets."""
+        """Cross-entropy with the mixed and smoothed targets; its mean where a network has several heads in training."""
         self._note(batch)
         images, labels = batch["image"], batch["label"]
         if len(images) < 2 and batch["unreadable"]:  # batch normalisation cannot learn from the one that is left
@@ -318,7 +318,10 @@ class Recognition(GradientTask):
         else:
             targets = smooth_targets(labels, len(self.classes), self.label_smoothing)
         scores = self.network(images)
-        return {"loss": F.cross_entropy(scores.float(), targets, weight=self._class_weights(scores.device))}
+        heads = scores if isinstance(scores, tuple) else (scores,)
+        weight = self._class_weights(images.device)
+        losses = [F.cross_entropy(each.float(), targets, weight=weight) for each in heads]
+        return {"loss": torch.stack(losses).mean()}
 
     def _class_weights(self, device: torch.device) -> Tensor | None:
         if not self.class_weights:
