@@ -1,4 +1,4 @@
-"""Is a feature extractor stable? Frame bounds, the admissibility condition, shifts and deformations.
+"""Is a feature extractor stable? Frame bounds, the admissibility condition, energy, shifts and deformations.
 
 Wiatowski, Boelcskei: "A Mathematical Theory of Deep Convolutional Neural Networks for Feature Extraction", IEEE Trans.
 Information Theory 2018, arXiv 1512.06293. The studies of shifts and deformations take any function of a signal that
@@ -22,8 +22,10 @@ __all__ = [
     "check_admissible",
     "deform",
     "deformation_report",
+    "energy_report",
     "frame_report",
     "relative_change",
+    "translation_bounds",
     "translation_report",
 ]
 
@@ -113,14 +115,67 @@ def check_admissible(network: ScatteringNetwork, *, lipschitz: Literal["tight", 
     return Report("Admissibility", f"The largest constant is {worst:.6g}.", [Section("Layers", parts)])
 
 
+def energy_report(network: ScatteringNetwork, signals: Tensor) -> Report:
+    """Where the energy of signals goes: into the features of each layer, and on to the next one.
+
+    Without pooling, with Parseval frames and the modulus, nothing is lost on the way.
+
+    Args:
+        network: the extractor.
+        signals: a batch (B, *shape).
+    """
+    whole = float(signals.abs().square().sum())
+    carried = [float(u.abs().square().sum()) / whole for u in network.propagated(signals)]
+    kept = [float(part.abs().square().sum()) / whole for part in network(signals)]
+    totals = [sum(kept[:depth]) + share for depth, share in enumerate(carried)]
+    claim = Claim.judge(
+        "Features and what goes on hold no more than the energy of the signals",
+        published="|||Phi(f)||| <= ||f|| for every admissible network (proposition 1)",
+        statistic="largest energy of the features of all layers before one and of the maps that reach it, over that of "
+        "the signals",
+        value=max(totals),
+        at_most=1 + _slack(signals),
+        seeds=0,
+    )
+    rows: list[list[Cell]] = [
+        [layer, *row, sum(kept[: layer + 1])] for layer, row in enumerate(zip(carried, kept, totals, strict=True))
+    ]
+    columns = ["layer", "reaches it", "its features", "reaches it or was kept before", "features so far"]
+    lines = Lines(
+        "Energy against depth",
+        "layer",
+        "share of the energy",
+        {"reaches the layer": (range(len(carried)), carried), "its features": (range(len(kept)), kept)},
+        log_y=True,
+    )
+    summary = f"The features hold {100 * sum(kept):.3g} % of the energy."
+    return Report("Energy", summary, [Section("Energy", [claim, Table("Shares of the energy", columns, rows), lines])])
+
+
 def relative_change(features: Features, x: Tensor, y: Tensor) -> list[float]:
     """For each layer, the distance of the features of two batches of signals over the norm of those of the first."""
     pairs = zip(_as_list(features(x)), _as_list(features(y)), strict=True)
     return [float((b - a).abs().square().sum().sqrt() / a.abs().square().sum().sqrt()) for a, b in pairs]
 
 
+def translation_bounds(network: ScatteringNetwork, shift: float) -> list[float]:
+    """For each layer, 2 pi |t| K_n / (S_1 ... S_n): how far its features move at most, over the norm of the signal.
+
+    It holds for an admissible network and shifts that are a multiple of S_1 ... S_n; between those, a discrete signal
+    has to be so smooth that subsampling loses nothing.
+    """
+    bounds, factor = [], 1
+    for number, frame in enumerate(network.frames):
+        bounds.append(2 * math.pi * abs(shift) * frame.decay_constant() / factor)
+        factor *= network.layers[number].factor if number < len(network.layers) else 1
+    return bounds
+
+
 def translation_report(features: Features, signals: Tensor, shifts: Iterable[int]) -> Report:
     """How much the features of each layer change when the signals are shifted around their circle.
+
+    For a `ScatteringNetwork` with at least one shift that is a multiple of all pooling factors together, the change is
+    also held against `translation_bounds`.
 
     Args:
         features: the extractor.
@@ -148,7 +203,35 @@ def translation_report(features: Features, signals: Tensor, shifts: Iterable[int
         {f"shift of {shift}": (range(depth), change) for shift, change in zip(shifts, changes, strict=True)},
         log_y=True,
     )
-    return Report("Shifts", f"{depth} layers, {len(shifts)} shifts.", [Section("Shifts", [claim, table, lines])])
+    parts: list[Claim | Table | Lines] = [claim, table, lines]
+    if isinstance(features, ScatteringNetwork):
+        whole = math.prod(layer.factor for layer in features.layers)
+        parts[1:1] = _bounded(features, signals, [shift for shift in shifts if shift and shift % whole == 0])
+    return Report("Shifts", f"{depth} layers, {len(shifts)} shifts.", [Section("Shifts", parts)])
+
+
+def _bounded(network: ScatteringNetwork, signals: Tensor, shifts: Sequence[int]) -> list[Claim]:
+    """Theorem 1, for shifts that go through the pooling unbroken."""
+    if not shifts:
+        return []
+    norm, before = float(signals.abs().square().sum().sqrt()), network(signals)
+    ratios = []
+    for shift in shifts:
+        after, bounds = network(signals.roll(shift, -1)), translation_bounds(network, shift)
+        ratios += [
+            float((b - a).abs().square().sum().sqrt()) / norm / bound
+            for a, b, bound in zip(before, after, bounds, strict=True)
+        ]
+    return [
+        Claim.judge(
+            "The features of every layer move no further under shifts than theorem 1 allows",
+            published="|||Phi^n(T_t f) - Phi^n(f)||| <= 2 pi |t| K / (S_1 ... S_n) ||f|| for every admissible network",
+            statistic="largest ratio of the two sides over layers, and shifts that are a multiple of all factors",
+            value=max(ratios),
+            at_most=1 + _slack(signals),
+            seeds=0,
+        )
+    ]
 
 
 def deformation_report(
@@ -176,7 +259,7 @@ def deformation_report(
         published="|||Phi(F f) - Phi(f)||| <= ||F f - f|| for every admissible network",
         statistic="largest ratio of the distance of the features to that of the signals",
         value=max(float(row[1] or 0) / max(float(row[2] or 0), 1e-30) for row in rows),
-        at_most=1 + ROUNDING,
+        at_most=1 + _slack(signals),
         seeds=0,
     )
     table = Table("Distances over the norm of the signals", ["size of tau", "features", "signals"], rows)
@@ -225,6 +308,11 @@ def _interpolation(move: Tensor, axis: int, size: int) -> Tensor:
     if size % 2 == 0:
         weights = weights + torch.cos(math.pi * distance)
     return weights / size
+
+
+def _slack(signals: Tensor) -> float:
+    """Rounding of sums of squares of such signals."""
+    return ROUNDING if signals.dtype in (torch.float64, torch.complex128) else 1e-5
 
 
 def _as_list(features: Tensor | Sequence[Tensor]) -> list[Tensor]:

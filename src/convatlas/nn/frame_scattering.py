@@ -154,14 +154,29 @@ class ScatteringNetwork(nn.Module):
         Raises:
             ValueError: x has another size, or max pooling meets complex maps.
         """
+        features, _ = self._layers(x)
+        return features
+
+    def propagated(self, x: Tensor) -> list[Tensor]:
+        """U[q] x for all paths: of layer n (..., paths, *grid), n = 0 to D; what the features of a layer are made of.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        _, maps = self._layers(x)
+        return maps
+
+    def _layers(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Features and maps of every layer."""
         dims = len(self.shape)
         if x.dim() < dims or tuple(x.shape[x.dim() - dims :]) != self.shape:
             raise ValueError(f"x must be (..., {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         axes = tuple(range(-dims, 0))
         u = x if x.is_complex() else x.to(torch.promote_types(x.dtype, torch.float32))
         u = u.unsqueeze(-1 - dims)
-        features = []
+        features, maps = [], []
         for number, layer in enumerate((*self.layers, None)):
+            maps.append(u)
             spectrum = torch.fft.fftn(u, dim=axes)
             features.append(torch.fft.ifftn(spectrum * self._filters("atom", number, spectrum), dim=axes))
             if layer is None:
@@ -171,7 +186,7 @@ class ScatteringNetwork(nn.Module):
             if self._real[number] and not u.is_complex():
                 y = y.real
             u = self._pooled(layer.function.function(y), layer, number, dims).flatten(-2 - dims, -1 - dims)
-        return features
+        return features, maps
 
     def _filters(self, name: str, number: int, like: Tensor) -> Tensor:
         """An atom or the filters of a frame where the signal is, rounded only to its own precision."""

@@ -70,8 +70,8 @@ class Scattering1D(_Scattering):
             samples, padded ones included.
         stride: of the output, a power of two, at most T; the largest one when left out.
         max_order: 1 or 2.
-        out_type: ``array``; ``list``, of a dictionary with coef, order, n and j for each path; or ``dict``, of the
-            coefficients by n. Without average there is no array, because strides differ.
+        out_type: ``array``; ``list``, of a dictionary for each path, coef and what `meta` tells of it; or ``dict``, of
+            the coefficients by key. Without average there is no array, because strides differ.
         legacy_energy: coefficients of the second order as in Kymatio 0.3.0, smaller by 2^j1.
 
     Raises:
@@ -140,7 +140,7 @@ class Scattering1D(_Scattering):
         return (sum(lengths),) if self.T == 0 else (len(lengths), lengths[0])
 
     def meta(self) -> dict[str, list[Any]]:
-        """For each path: its order, the numbers n of its wavelets, their frequencies xi, bandwidths sigma, scales j."""
+        """For each path: its order, the numbers n of its wavelets, and their xi, sigma and j; its key is n."""
         bank: Morlet1D = self._exact  # type: ignore[assignment]
         waves = [tuple(kind[n] for kind, n in zip((bank.psi1, bank.psi2), path, strict=False)) for path in bank.paths]
         return {
@@ -149,6 +149,7 @@ class Scattering1D(_Scattering):
             "xi": [tuple(wave.xi for wave in pair) for pair in waves],
             "sigma": [tuple(wave.sigma for wave in pair) for pair in waves],
             "j": [tuple(wave.j for wave in pair) for pair in waves],
+            "key": list(bank.paths),
         }
 
     def extra_repr(self) -> str:
@@ -168,8 +169,8 @@ class Scattering2D(_Scattering):
         L: number of orientations.
         max_order: 1 or 2.
         pre_pad: the images come with the margins that this layer would put around them, of size ``padded``.
-        out_type: ``array``; ``list``, of a dictionary with coef, order, n, j and theta for each path; or ``dict``, of
-            the coefficients by n.
+        out_type: ``array``; ``list``, of a dictionary for each path, coef and what `meta` tells of it; or ``dict``, of
+            the coefficients by key.
 
     Raises:
         ValueError: an argument is out of range.
@@ -208,13 +209,14 @@ class Scattering2D(_Scattering):
         return (len(bank.paths), *bank.output)
 
     def meta(self) -> dict[str, list[Any]]:
-        """For each path: its order, the numbers n of its wavelets, their scales j and orientations theta (indices)."""
+        """For each path: its order, the numbers n of its wavelets, scales j and orientations theta; its key is n."""
         bank: Morlet2D = self._exact  # type: ignore[assignment]
         return {
             "order": [len(path) for path in bank.paths],
             "n": list(bank.paths),
             "j": [tuple(bank.psi[n].j for n in path) for path in bank.paths],
             "theta": [tuple(bank.psi[n].theta for n in path) for path in bank.paths],
+            "key": list(bank.paths),
         }
 
     def extra_repr(self) -> str:
@@ -235,7 +237,9 @@ class HarmonicScattering3D(_Scattering):
         sigma_0: smallest width, in samples.
         max_order: 1 or 2.
         rotation_covariant: join all orders m of a degree; False takes the modulus of the lowest, m = -l, alone.
+        method: what is done with the moduli; there is only ``integral``.
         integral_powers: exponents.
+        legacy_grid: Kymatio's numbers for odd sizes, along which it takes every frequency one step too low.
 
     Raises:
         ValueError: an argument is out of range.
@@ -249,12 +253,16 @@ class HarmonicScattering3D(_Scattering):
         sigma_0: float = 1,
         max_order: int = 2,
         rotation_covariant: bool = True,
+        method: Literal["integral"] = "integral",
         integral_powers: Iterable[float] = (0.5, 1.0, 2.0),
+        legacy_grid: bool = False,
     ) -> None:
         depth, height, width = _sizes("shape", shape, 3)
         _check_options(max_order, "array")
         if J < 0 or L < 0 or not sigma_0 > 0:
             raise ValueError(f"J and L must not be negative and sigma_0 positive, got {J}, {L} and {sigma_0}")
+        if method != "integral":
+            raise ValueError(f"method must be 'integral', got {method!r}")
         powers = tuple(float(power) for power in integral_powers)
         if not powers or min(powers) <= 0:
             raise ValueError(f"integral_powers must be positive, got {powers}")
@@ -266,6 +274,7 @@ class HarmonicScattering3D(_Scattering):
             max_order=max_order,
             rotation_covariant=rotation_covariant,
             powers=powers,
+            legacy_grid=legacy_grid,
         )
         super().__init__(bank)
         self.J, self.L, self.shape = J, L, (depth, height, width)
@@ -281,9 +290,9 @@ class HarmonicScattering3D(_Scattering):
         return len(bank.paths), self.L + 1, len(bank.powers)
 
     def meta(self) -> dict[str, list[Any]]:
-        """For each path: its order and its scales j."""
+        """For each path: its order, its scales j; its key is j."""
         paths = self._exact.paths
-        return {"order": [len(path) for path in paths], "j": list(paths)}
+        return {"order": [len(path) for path in paths], "j": list(paths), "key": list(paths)}
 
     def extra_repr(self) -> str:
         """Show scale, size and degree."""
@@ -351,6 +360,6 @@ def _with_tensors(bank: Any, tensors: Iterator[Tensor]) -> Any:
 
 def _labelled(parts: Iterable[Tensor], meta: Mapping[str, list[Any]], out_type: OutType) -> Any:
     if out_type == "dict":
-        return dict(zip(meta["n"], parts, strict=True))
+        return dict(zip(meta["key"], parts, strict=True))
     rows = zip(*meta.values(), strict=True)
     return [{"coef": part, **dict(zip(meta, row, strict=True))} for part, row in zip(parts, rows, strict=True)]

@@ -203,14 +203,14 @@ def learned(shape: int | Sequence[int], weight: Tensor, atom: int | Tensor = 0) 
     """The kernels of a convolution as a frame; in general it is not tight, and its bounds have to be measured.
 
     Args:
-        shape: size of the signal or image.
+        shape: size of the signal, image or volume.
         weight: (n, 1, *kernel) or (n, *kernel), no longer than the grid; padded with zeros behind.
         atom: which kernel gives the output, or the Fourier transform (*grid) of a low pass that does.
 
     Raises:
         ValueError: the weight has another number of axes, is larger than the grid, or has no kernel left.
     """
-    grid = _grid(shape, 1, 2)
+    grid = _grid(shape, 1, 2, 3)
     kernels = weight.detach().to(torch.float64)
     if kernels.dim() == len(grid) + 2 and kernels.shape[1] == 1:
         kernels = kernels.squeeze(1)

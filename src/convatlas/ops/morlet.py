@@ -392,6 +392,7 @@ def harmonics(
     max_order: int,
     rotation_covariant: bool,
     powers: tuple[float, ...],
+    legacy_grid: bool = False,
 ) -> Harmonics:
     """The filters (|w| s)^l exp(-(|w| s)^2 / 2) Y_lm(w) c_l of solid harmonic scattering, s = sigma_0 2^j.
 
@@ -401,8 +402,11 @@ def harmonics(
         L: largest degree l.
         sigma_0: smallest width, in samples.
         max_order, rotation_covariant, powers: see `Harmonics`.
+        legacy_grid: along axes of odd size, take every frequency one step too low, as Kymatio does.
     """
-    z, y, x = np.meshgrid(*(2 * math.pi * np.fft.fftfreq(size) for size in shape), indexing="ij")
+    shifts = [1 / size if legacy_grid and size % 2 else 0.0 for size in shape]
+    axes = [2 * math.pi * (np.fft.fftfreq(size) - shift) for size, shift in zip(shape, shifts, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
     radius = np.sqrt(x**2 + y**2 + z**2)
     azimuth, polar = np.arctan2(y, x), np.arctan2(z, np.hypot(x, y)) + math.pi / 2
     psi = []
