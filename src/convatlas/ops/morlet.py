@@ -28,6 +28,7 @@ _SIGMA_0 = 0.1
 _ALPHA = 5.0
 _R_PSI = math.sqrt(0.5)
 _TAIL = 1e-3
+_SEEN = 1e-18
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,15 @@ class Wave1D:
         sigma: its bandwidth.
         j: the signal filtered by it can be subsampled by 2^j.
         levels: its Fourier transform (N / 2^r) for signals that were subsampled by 2^r.
+        aliases: for each level, of the parts of the spectrum that fall onto each other when the filtered signal is
+            subsampled, those in which there is anything of the wavelet.
     """
 
     xi: float
     sigma: float
     j: int
     levels: tuple[Tensor, ...]
+    aliases: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +135,10 @@ def morlet_1d(
         found = []
         for xi, sigma, j in parameters:
             psi = _morlet(padded, xi, sigma)
-            levels = tuple(_tensor(_folded(psi, r, legacy_energy)) for r in range(min(j - 1, deepest) + 1))
-            found.append(Wave1D(xi, sigma, j, levels or (_tensor(psi),)))
+            kept = j if log2_stride is None else min(j, log2_stride)
+            levels = [_folded(psi, r, legacy_energy) for r in range(max(min(j - 1, deepest), 0) + 1)]
+            aliases = tuple(_aliases(level, max(kept - r, 0)) for r, level in enumerate(levels))
+            found.append(Wave1D(xi, sigma, j, tuple(_tensor(level) for level in levels), aliases))
         return tuple(found)
 
     highest = max((j for _, _, j in first), default=0)
@@ -212,6 +218,12 @@ def _folded(spectrum: _Array, level: int, mean: bool) -> _Array:
     """The Fourier transform of a filter for signals that were subsampled by 2^level."""
     parts = spectrum.reshape(2**level, -1)
     return np.asarray(parts.mean(axis=0) if mean else parts.sum(axis=0))
+
+
+def _aliases(spectrum: _Array, log2_step: int) -> tuple[int, ...]:
+    """Which of 2^log2_step equal parts of a spectrum can be seen in float64."""
+    largest = np.abs(spectrum).reshape(2**log2_step, -1).max(axis=1)
+    return tuple(int(part) for part in np.flatnonzero(largest > _SEEN * largest.max()))
 
 
 def _tensor(values: _Array) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from convatlas.ops.backend import Backends
 from convatlas.ops.boundary import extend
 from convatlas.ops.morlet import Harmonics, Morlet1D, Morlet2D, Wave1D, Wave2D
 from convatlas.ops.precision import without_autocast
+
+#: Results of a group of wavelets that stay in the cache of a CPU.
+_CACHED = 2**17
 
 __all__ = ["harmonic_scattering_3d", "scattering_1d", "scattering_2d"]
 
@@ -171,36 +174,55 @@ def _harmonic_3d_naive(x: Tensor, bank: Harmonics) -> Tensor:
 def _scattering_1d_grouped(x: Tensor, bank: Morlet1D) -> Tensor:
     padded = _padded_1d(x, bank)
     spectrum = torch.fft.fft(padded)
-    found: dict[tuple[int, ...], Tensor] = {(): _output_1d(padded.unsqueeze(-2), 0, bank)[..., 0, :]}
-    for j1, numbers in _by_scale(bank.psi1):
+    found: dict[tuple[int, ...], Tensor] = {(): _output_1d(padded, 0, bank, spectrum)}
+    for j1, numbers in _pieces(bank.psi1, padded, bank):
         k1 = bank.level(j1)
-        u1 = _filtered(spectrum.unsqueeze(-2), [bank.psi1[n].levels[0] for n in numbers], 2**k1, 1)[..., 0, :, :]
-        found |= {(n,): part for n, part in zip(numbers, _output_1d(u1, k1, bank).unbind(-2), strict=True)}
-        slower = [group for group in _by_scale(bank.psi2) if group[0] > j1]
-        if not slower:
-            continue
-        spectrum1 = torch.fft.fft(u1)
+        u1 = _filtered_1d(spectrum, [bank.psi1[n] for n in numbers], 0, k1)
+        slower = [piece for piece in _pieces(bank.psi2, u1, bank) if piece[0] > j1]
+        spectrum1 = torch.fft.fft(u1) if slower else None
+        found |= {(n,): part for n, part in zip(numbers, _output_1d(u1, k1, bank, spectrum1).unbind(-2), strict=True)}
         for j2, numbers2 in slower:
             k2 = bank.level(j2)
-            u2 = _filtered(spectrum1, [bank.psi2[n].levels[k1] for n in numbers2], 2 ** (k2 - k1), 1)
+            u2 = _filtered_1d(spectrum1, [bank.psi2[n] for n in numbers2], k1, k2)
             parts = _output_1d(u2.flatten(-3, -2), k2, bank).unbind(-2)
             found |= dict(zip(itertools.product(numbers, numbers2), parts, strict=True))
     return _joined([found[path] for path in bank.paths], bank).to(x.dtype)
 
 
-def _output_1d(u: Tensor, k: int, bank: Morlet1D) -> Tensor:
-    """What is left of moduli (..., paths, time) with a stride of 2^k."""
+def _pieces(waves: Sequence[Wave1D], like: Tensor, bank: Morlet1D) -> Iterator[tuple[int, list[int]]]:
+    """Scales and the indices of wavelets that are applied at once: as many as the cache of a CPU holds results of."""
+    for j, numbers in _by_scale(waves):
+        size = like.numel() // like.shape[-1] * (bank.padded >> bank.level(j))
+        most = max(_CACHED // size, 1) if like.device.type == "cpu" else len(numbers)
+        yield from ((j, numbers[first : first + most]) for first in range(0, len(numbers), most))
+
+
+def _filtered_1d(spectra: Tensor, waves: Sequence[Wave1D], k: int, to: int) -> Tensor:
+    """Moduli (..., waves, time) with a stride of 2^to of spectra (..., frequencies) of a stride of 2^k."""
+    step = 2 ** (to - k)
+    split = spectra.unflatten(-1, (step, spectra.shape[-1] // step)).unsqueeze(-3)
+    psi = torch.stack([wave.levels[k] for wave in waves]).to(spectra.real).unflatten(-1, split.shape[-2:]) / step
+    aliases = sorted({part for wave in waves for part in wave.aliases[k]})
+    folded = split[..., aliases[0], :] * psi[:, aliases[0]]
+    for part in aliases[1:]:
+        folded = folded + split[..., part, :] * psi[:, part]
+    return torch.fft.ifft(folded).abs()
+
+
+def _output_1d(u: Tensor, k: int, bank: Morlet1D, spectra: Tensor | None = None) -> Tensor:
+    """What is left of moduli (..., time) with a stride of 2^k, whose spectra may be known."""
     if bank.average == "global":
         return u.sum(-1, keepdim=True)
     if bank.log2_stride is None:
         return u[..., bank.crop(k)]
     n = u.shape[-1] >> (bank.log2_stride - k)
-    half = torch.fft.rfft(u)
+    half = torch.fft.rfft(u) if spectra is None else spectra[..., : u.shape[-1] // 2 + 1]
+    half = half[..., : n + 1] if n < u.shape[-1] else half
     half = half * bank.phi[k][: half.shape[-1]].to(u)
     if n < u.shape[-1]:
         # Of the frequencies that fold onto each other, the low pass lets two through.
-        index = torch.arange(n // 2 + 1, device=u.device)
-        half = (half[..., index] + half[..., n - index].conj()) * (n / u.shape[-1])
+        folded = half[..., : n // 2 + 1] + half[..., n - n // 2 :].flip(-1).conj()
+        half = folded * (n / u.shape[-1])
     return torch.fft.irfft(half, n=n)[..., bank.crop(bank.log2_stride)]
 
 
@@ -212,14 +234,14 @@ def _scattering_2d_grouped(x: Tensor, bank: Morlet2D) -> Tensor:
     scales = _by_scale(bank.psi)
     for j1, numbers in scales:
         waves = [bank.psi[n].levels[0] for n in numbers]
-        u1 = _filtered(spectrum.unsqueeze(-3), waves, 2**j1, 2)[..., 0, :, :, :]
+        u1 = _filtered_2d(spectrum.unsqueeze(-3), waves, 2**j1)[..., 0, :, :, :]
         found |= {(n,): part for n, part in zip(numbers, _output_2d(u1, j1, bank).unbind(-3), strict=True)}
         coarser = [group for group in scales if group[0] > j1] if bank.max_order == 2 else []
         if not coarser:
             continue
         spectrum1 = torch.fft.fft2(u1)
         for j2, numbers2 in coarser:
-            u2 = _filtered(spectrum1, [bank.psi[n].levels[j1] for n in numbers2], 2 ** (j2 - j1), 2)
+            u2 = _filtered_2d(spectrum1, [bank.psi[n].levels[j1] for n in numbers2], 2 ** (j2 - j1))
             parts = _output_2d(u2.flatten(-4, -3), j2, bank).unbind(-3)
             found |= dict(zip(itertools.product(numbers, numbers2), parts, strict=True))
     return torch.stack([found[path] for path in bank.paths], dim=-3).to(x.dtype)
@@ -260,29 +282,26 @@ def _by_scale(waves: Sequence[Wave1D] | Sequence[Wave2D]) -> list[tuple[int, lis
     return [(j, [n for n, wave in enumerate(waves) if wave.j == j]) for j in scales]
 
 
-def _filtered(spectra: Tensor, waves: Sequence[Tensor], step: int, dims: int) -> Tensor:
-    """Moduli (..., n, waves, *positions / step) of spectra (..., n, *positions) filtered by real waves.
+def _filtered_2d(spectra: Tensor, waves: Sequence[Tensor], step: int) -> Tensor:
+    """Moduli (..., n, waves, H / step, W / step) of spectra (..., n, H, W) filtered by real waves.
 
-    Subsampling adds up the frequencies that are a multiple of positions / step apart. For each of the others, that is a
-    product of matrices: of those ``step**dims`` frequencies of all spectra with those of all waves.
+    Subsampling adds up the frequencies that are a multiple of (H, W) / step apart. For each of the others, that is a
+    product of matrices: of those step^2 frequencies of all spectra with those of all waves.
     """
-    axes = tuple(range(-dims, 0))
     psi = torch.stack([wave.to(spectra.real) for wave in waves])
     if step == 1:
-        return torch.fft.ifftn(spectra.unsqueeze(-1 - dims) * psi, dim=axes).abs()
-    lead, positions = spectra.shape[:-dims], spectra.shape[-dims:]
-    coarse = [size // step for size in positions]
-    split = [part for size in coarse for part in (step, size)]
-    aliases, rest = range(1, 1 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
+        return torch.fft.ifft2(spectra.unsqueeze(-3) * psi).abs()
+    *lead, height, width = spectra.shape
+    coarse = height // step, width // step
+    split = (step, coarse[0], step, coarse[1])
     rows = torch.view_as_real(spectra.reshape(math.prod(lead), *split))
-    left = rows.permute(*rest, 0, 1 + 2 * dims, *aliases).reshape(math.prod(coarse), 2 * len(rows), step**dims)
-    right = psi.reshape(len(waves), *split).permute(*rest, *aliases, 0)
-    right = right.reshape(math.prod(coarse), step**dims, len(waves))
+    left = rows.permute(2, 4, 0, 5, 1, 3).reshape(math.prod(coarse), 2 * len(rows), step**2)
+    right = psi.reshape(len(waves), *split).permute(2, 4, 1, 3, 0).reshape(math.prod(coarse), step**2, len(waves))
     with without_autocast(left):
-        product = left @ right / step**dims  # (positions, spectra x 2, waves)
-    product = product.reshape(*coarse, len(rows), 2, len(waves)).permute(dims, dims + 2, *range(dims), dims + 1)
+        product = left @ right / step**2  # (positions, spectra x 2, waves)
+    product = product.reshape(*coarse, len(rows), 2, len(waves)).permute(2, 4, 0, 1, 3)
     folded = torch.view_as_complex(product.contiguous())
-    return torch.fft.ifftn(folded, dim=axes).abs().reshape(*lead, len(waves), *coarse)
+    return torch.fft.ifft2(folded).abs().reshape(*lead, len(waves), *coarse)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
