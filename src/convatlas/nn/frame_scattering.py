@@ -152,7 +152,7 @@ class ScatteringNetwork(nn.Module):
         Paths are in lexicographic order of (l_1, ..., l_n). Half precision is transformed in float32.
 
         Raises:
-            ValueError: x has another size, or max pooling meets complex maps.
+            ValueError: x has another size or no signal, or max pooling meets complex maps.
         """
         features, _ = self._layers(x)
         return features
@@ -171,6 +171,8 @@ class ScatteringNetwork(nn.Module):
         dims = len(self.shape)
         if x.dim() < dims or tuple(x.shape[x.dim() - dims :]) != self.shape:
             raise ValueError(f"x must be (..., {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if not x.numel():
+            raise ValueError(f"x must hold at least one signal, got {tuple(x.shape)}")
         axes = tuple(range(-dims, 0))
         u = x if x.is_complex() else x.to(torch.promote_types(x.dtype, torch.float32))
         u = u.unsqueeze(-1 - dims)

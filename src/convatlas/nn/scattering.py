@@ -28,7 +28,7 @@ OutType = Literal["array", "list", "dict"]
 
 #: Drops the filters that Kymatio's layers store in a checkpoint. Give it to a network that has such a layer:
 #: ``layouts = {"kymatio": KYMATIO_LAYOUT}``.
-KYMATIO_LAYOUT = Layout(renames=((r"^(.*\.)?tensor\d+$", ""),))
+KYMATIO_LAYOUT = Layout(renames=((r"^(.*\.)?tensor(\d+|_gaussian_filter)$", ""),))
 
 
 class _Scattering(nn.Module):
@@ -72,7 +72,8 @@ class Scattering1D(_Scattering):
         max_order: 1 or 2.
         out_type: ``array``; ``list``, of a dictionary for each path, coef and what `meta` tells of it; or ``dict``, of
             the coefficients by key. Without average there is no array, because strides differ.
-        legacy_energy: coefficients of the second order as in Kymatio 0.3.0, smaller by 2^j1.
+        legacy_energy: the numbers of Kymatio 0.3.0: order 1 is smaller by 2^j1, order 2 by 2^(j1 + j2), as far as the
+            stride allows.
 
     Raises:
         ValueError: an argument is out of range.

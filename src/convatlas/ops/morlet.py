@@ -122,8 +122,8 @@ def morlet_1d(
         average: ``local``, ``global`` or ``none``.
         log2_stride: log2 of the stride of the output, for ``local``.
         max_order: 1 or 2.
-        legacy_energy: divide the wavelets of subsampled signals by the factor, as Kymatio 0.3.0 did; it makes
-            coefficients of the second order smaller by 2^j1.
+        legacy_energy: divide the filters of subsampled signals by the factor, as Kymatio 0.3.0 did; it makes
+            coefficients smaller by the strides of the moduli, 2^j1 in the first order and 2^(j1 + j2) in the second.
     """
     reach = 3 * _tail_length(_low_pass(length, _SIGMA_0 / T))
     # Reflection cannot put more than length - 1 samples on either side.

@@ -47,7 +47,7 @@ def scattering_1d(x: Tensor, bank: Morlet1D, *, backend: str = "auto") -> Tensor
         (..., sum of ``bank.lengths()``), the paths one behind the other.
 
     Raises:
-        ValueError: x is not real or has another length.
+        ValueError: x is not real, has another length or no signal.
     """
     _check(x, (bank.length,))
     return _signals.run(backend, x, bank)
@@ -66,7 +66,7 @@ def scattering_2d(x: Tensor, bank: Morlet2D, *, backend: str = "auto") -> Tensor
         (..., paths, H / 2^J, W / 2^J) in the order of ``bank.paths``.
 
     Raises:
-        ValueError: x is not real or has another size.
+        ValueError: x is not real, has another size or is empty.
     """
     _check(x, bank.padded if bank.pre_pad else bank.shape)
     return _images.run(backend, x, bank)
@@ -87,7 +87,7 @@ def harmonic_scattering_3d(x: Tensor, bank: Harmonics, *, backend: str = "auto")
         (..., paths, L + 1, powers) in the order of ``bank.paths``.
 
     Raises:
-        ValueError: x is not real or has another size.
+        ValueError: x is not real, has another size or is empty.
     """
     _check(x, bank.shape)
     return _volumes.run(backend, x, bank)
@@ -98,6 +98,8 @@ def _check(x: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"x must be real floating point, got {x.dtype}")
     if x.dim() < len(shape) or tuple(x.shape[x.dim() - len(shape) :]) != tuple(shape):
         raise ValueError(f"x must be (..., {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+    if not x.numel():
+        raise ValueError(f"x must hold at least one sample, got {tuple(x.shape)}")
 
 
 # -- one path after the other ------------------------------------------------------------------------------------------

@@ -136,5 +136,3 @@ def _harmonic(case: Case) -> dict[str, Tensor]:
     )
     x = case.inputs["x"].requires_grad_()
     return _compare(case, {"S": module(x)}, x)
-
-
