@@ -15,7 +15,18 @@ import torch
 from torch import nn
 
 from convatlas import catalog
-from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract, wavelets
+from convatlas.bench import (
+    eca,
+    fft_conv,
+    hypercomplex,
+    inception,
+    networks,
+    pixel_shuffle,
+    ratio,
+    scattering,
+    tract,
+    wavelets,
+)
 from convatlas.networks.registry import create_model
 from convatlas.report import Report
 
@@ -48,6 +59,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tract, "PATCH_BATCH", 1)
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
+    monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))
+    monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
+    monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

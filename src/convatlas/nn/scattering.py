@@ -43,7 +43,7 @@ class _Scattering(nn.Module):
             kept = torch.complex64 if tensor.is_complex() else torch.float32
             self.register_buffer(f"filter{index}", tensor.to(kept), persistent=False)
 
-    def _bank(self, x: Tensor) -> Any:
+    def bank(self, x: Tensor) -> Any:
         """The filters for an input, cast from the exact ones unless the kept ones have its type."""
         buffers = list(self.buffers(recurse=False))
         double = x.dtype == torch.float64
@@ -128,7 +128,7 @@ class Scattering1D(_Scattering):
 
     def forward(self, x: Tensor) -> Any:
         """Features of signals (..., N): (..., paths, N / stride), or a list or dictionary of paths."""
-        bank = self._bank(x)
+        bank = self.bank(x)
         y = scattering_1d(x, bank)
         if self.out_type == "array":
             return y
@@ -201,7 +201,7 @@ class Scattering2D(_Scattering):
 
     def forward(self, x: Tensor) -> Any:
         """Features of images (..., H, W): (..., paths, H / 2^J, W / 2^J), or a list or dictionary of paths."""
-        y = scattering_2d(x, self._bank(x))
+        y = scattering_2d(x, self.bank(x))
         return y if self.out_type == "array" else _labelled(y.unbind(-3), self.meta(), self.out_type)
 
     def output_size(self) -> tuple[int, int, int]:
@@ -282,7 +282,7 @@ class HarmonicScattering3D(_Scattering):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (..., paths, L + 1, powers) of volumes (..., D, H, W)."""
-        y: Tensor = harmonic_scattering_3d(x, self._bank(x))
+        y: Tensor = harmonic_scattering_3d(x, self.bank(x))
         return y
 
     def output_size(self) -> tuple[int, int, int]:
