@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +204,8 @@ class ScatteringNetwork(nn.Module):
                 f"max pooling needs a real non-linearity such as modulus, got complex maps in layer {number + 1}"
             )
         if layer.pooling == "subsample":
-            u = u[(..., *[slice(None, None, step)] * dims)]
+            every: list[Any] = [..., *[slice(None, None, step)] * dims]
+            u = u[tuple(every)]
         elif layer.pooling in ("average", "max"):
             for axis in range(-dims, 0):
                 blocks = u.unflatten(axis, (u.shape[axis] // step, step))

@@ -99,7 +99,7 @@ class Scattering1D(_Scattering):
         average = "global" if T == "global" else "none" if T == 0 else "local"
         if average == "none" and out_type == "array":
             raise ValueError("out_type must be 'list' or 'dict' without average (T=0), got 'array'")
-        support = length if average == "global" else 2**J if T in (None, 0) else float(T)  # type: ignore[arg-type]
+        support = length if average == "global" else 2**J if T in (None, 0) else float(T)
         if not 1 <= support <= length:
             raise ValueError(f"T must be from 1 to the length {length}, 0 or 'global' for a global average, got {T}")
         log2_stride = None

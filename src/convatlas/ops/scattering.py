@@ -123,7 +123,7 @@ def _scattering_1d_naive(x: Tensor, bank: Morlet1D) -> Tensor:
         spectrum = _kept(torch.fft.fft(u) * wave.levels[k].to(u), 2 ** (level - k), 1)
         return torch.fft.ifft(spectrum).abs(), level
 
-    paths = {(): output(padded, 0)}
+    paths: dict[tuple[int, ...], Tensor] = {(): output(padded, 0)}
     for n1, first in enumerate(bank.psi1):
         u1, k1 = modulus(padded, 0, first)
         paths[n1,] = output(u1, k1)
@@ -181,7 +181,7 @@ def _scattering_1d_grouped(x: Tensor, bank: Morlet1D) -> Tensor:
         k1 = bank.level(j1)
         u1 = _filtered_1d(spectrum, [bank.psi1[n] for n in numbers], 0, k1)
         slower = [piece for piece in _pieces(bank.psi2, u1, bank) if piece[0] > j1]
-        spectrum1 = torch.fft.fft(u1) if slower else None
+        spectrum1 = torch.fft.fft(u1)
         found |= {(n,): part for n, part in zip(numbers, _output_1d(u1, k1, bank, spectrum1).unbind(-2), strict=True)}
         for j2, numbers2 in slower:
             k2 = bank.level(j2)
@@ -280,8 +280,8 @@ def _harmonic_3d_grouped(x: Tensor, bank: Harmonics) -> Tensor:
 
 def _by_scale(waves: Sequence[Wave1D] | Sequence[Wave2D]) -> list[tuple[int, list[int]]]:
     """Scales and the indices of their wavelets."""
-    scales = sorted({wave.j for wave in waves})
-    return [(j, [n for n, wave in enumerate(waves) if wave.j == j]) for j in scales]
+    scales = [wave.j for wave in waves]
+    return [(j, [n for n, scale in enumerate(scales) if scale == j]) for j in sorted(set(scales))]
 
 
 def _filtered_2d(spectra: Tensor, waves: Sequence[Tensor], step: int) -> Tensor:

@@ -14,7 +14,7 @@ from convatlas.nn.scattering import HarmonicScattering3D, Scattering1D, Scatteri
 __all__ = ["ScatteringTransformer"]
 
 
-class ScatteringTransformer(TransformerMixin, BaseEstimator):
+class ScatteringTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Wavelet scattering of rows of samples, to stand before a classifier.
 
     ``make_pipeline(ScatteringTransformer(J=2, shape=(8, 8)), StandardScaler(), LinearSVC())``
