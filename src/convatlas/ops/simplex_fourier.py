@@ -45,11 +45,11 @@ __all__ = [
 Mode = Literal["mass", "density", "first_axis_density"]
 Smoothing = Literal["gaussian", "lanczos", "exponential", "none"]
 
-#: Phases nearer than this are taken by a power series of so many terms, by type.
-_NEAR = 0.5
-_TERMS = {torch.float64: 14, torch.float32: 8}
+#: Three phases or more that are nearer than this are taken by a power series of so many terms, by type.
+_NEAR = 0.25
+_TERMS = {torch.float64: 12, torch.float32: 7}
 #: Pairs of an element and a frequency that are computed at once: what the cache of a CPU holds, and more on a GPU.
-_PAIRS = {"cpu": 2**14, "other": 2**22}
+_PAIRS = {"cpu": 2**16, "other": 2**22}
 #: Decay at the highest frequency, and order, of the exponential filter.
 _EXPONENTIAL = (36.0, 8)
 
@@ -251,7 +251,7 @@ def _block(weights: Tensor, corners: Tensor, waves: Tensor) -> Tensor:
 
 
 def _only_points(vertices: Tensor, elements: Tensor, *_: Any) -> str | None:
-    return None if elements.shape[1] == 1 and not _[-1] else "elements are not points"
+    return None if elements.shape[1] == 1 else "elements are not points"
 
 
 @_backends.register("separable", refuses=_only_points)
@@ -293,17 +293,17 @@ class _DividedDifference(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.unit = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_backward(output, *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        nodes = ctx.saved_tensors
-        found: list[Tensor | None] = [None]
-        for needed, node in zip(ctx.needs_input_grad[1:], nodes, strict=True):
-            # d exp[z_0, ..., z_j] / d z_a = exp[z_0, ..., z_j, z_a], and z = -i unit s.
-            slope = (gradients[0].conj() * _divided(ctx.unit, *nodes, node)).imag * ctx.unit if needed else None
-            found.append(slope)
-        return tuple(found)
+        output, *nodes = ctx.saved_tensors
+        # d exp[z_0, ..., z_j] / d z_a = exp[z_0, ..., z_j, z_a], and z = -i unit s. All of them add up to the output,
+        # because exp[z_0 + t, ..., z_j + t] = exp(t) exp[z_0, ..., z_j].
+        slopes = [_divided(ctx.unit, *nodes, node) for node in nodes[:-1]]
+        slopes.append(output - sum(slopes[1:], slopes[0]) if slopes else output)
+        weight = gradients[0].conj() * ctx.unit
+        return None, *((weight * slope).imag for slope in slopes)
 
 
 def _divided(unit: float, *nodes: Tensor) -> Tensor:
@@ -313,54 +313,75 @@ def _divided(unit: float, *nodes: Tensor) -> Tensor:
 
 def _evaluated(unit: float, nodes: list[Tensor]) -> Tensor:
     """By the recursion exp[z_i, ..., z_k] = (exp[z_i, ..., z_k-1] - exp[z_i+1, ..., z_k]) / (z_i - z_k) over sorted
-    nodes, so that its denominators are as large as can be; where they are small, by a series.
+    nodes, so that its denominators are as large as can be; where they are small, by a series. It begins with
+    exp[z_0, z_1] = exp((z_0 + z_1) / 2) sinc((z_0 - z_1) / 2i).
     """
+    if len(nodes) == 1:
+        return torch.complex(*_exponential(unit, nodes[0]))
     nodes = _sorted(nodes)
-    values = []
-    for node in nodes:
-        # Whole turns change nothing, and cost digits.
-        angle = unit * node if unit == 1 else unit * (node - node.floor())
-        values.append((torch.cos(angle), -torch.sin(angle)))
-    level = values
-    for order in range(1, len(nodes)):
-        found = []
-        for first in range(len(nodes) - order):
-            inner = nodes[first : first + order + 1]
-            centre = order // 2
-            offsets = [unit * (node - inner[centre]) for k, node in enumerate(inner) if k != centre]
-            spread = unit * (inner[-1] - inner[0])
-            near = spread < _NEAR
-            (a, b), (c, d) = level[first], level[first + 1]
-            inverse = torch.where(near, 0.0, 1 / torch.where(near, 1.0, spread))
-            series = _series(offsets, values[first + centre])
-            # z_i - z_k = i spread.
-            found.append(
-                (torch.where(near, series[0], (b - d) * inverse), torch.where(near, series[1], (c - a) * inverse))
-            )
-        level = found
+    level = []
+    for low, high in itertools.pairwise(nodes):
+        half = (high - low) * (unit / 2)
+        sinc = torch.where(half == 0, 1.0, torch.sin(half) / half)
+        real, imaginary = _exponential(unit, low + (high - low) / 2)
+        level.append((real * sinc, imaginary * sinc))
+    for order in range(2, len(nodes)):
+        level = [
+            _quotient(unit, nodes[first : first + order + 1], level[first], level[first + 1])
+            for first in range(len(nodes) - order)
+        ]
     return torch.complex(*level[0])
 
 
-def _series(offsets: list[Tensor], centre: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """exp[z_0, ..., z_j] = exp(z_c) sum_m (-i)^m h_m / (m + j)! for j offsets from the node c.
+def _exponential(unit: float, node: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of exp(-i unit node)."""
+    # Whole turns change nothing, and cost digits.
+    angle = node * unit if unit == 1 else (node - node.floor()) * unit
+    return torch.cos(angle), -torch.sin(angle)
+
+
+def _quotient(
+    unit: float, nodes: list[Tensor], first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The divided difference of sorted nodes from those without the last and without the first of them."""
+    spread = (nodes[-1] - nodes[0]) * unit
+    near = spread < _NEAR
+    inverse = 1 / torch.where(near, 1.0, spread)
+    # z_0 - z_j = i spread.
+    real, imaginary = (first[1] - second[1]) * inverse, (second[0] - first[0]) * inverse
+    if torch.compiler.is_compiling():  # a compiled program takes all of them both ways
+        series = _series(unit, nodes)
+        return torch.where(near, series[0], real), torch.where(near, series[1], imaginary)
+    index = near.flatten().nonzero().squeeze(1)
+    if len(index):
+        series = _series(unit, [node.flatten()[index] for node in nodes])
+        real, imaginary = (
+            part.flatten().index_copy(0, index, values).view_as(part)
+            for part, values in zip((real, imaginary), series, strict=True)
+        )
+    return real, imaginary
+
+
+def _series(unit: float, nodes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """exp[z_0, ..., z_j] = exp(z_c) sum_m (-i)^m h_m / (m + j)! around a node c in the middle.
 
     h_m is the complete homogeneous symmetric polynomial of the offsets, to which the node c itself adds nothing.
     """
-    order, terms = len(offsets), _TERMS[offsets[0].dtype]
-    h = [torch.ones_like(offsets[0])]
+    order, terms = len(nodes) - 1, _TERMS[nodes[0].dtype]
+    centre = nodes.pop(order // 2)
+    offsets = [(node - centre) * unit for node in nodes]
+    h = [torch.ones_like(centre)]
     for _ in range(1, terms):
         h.append(h[-1] * offsets[0])
     for offset in offsets[1:]:
         for m in range(1, terms):
             h[m] = torch.addcmul(h[m], offset, h[m - 1])
-    real, imaginary = h[0] / math.factorial(order), -h[1] / math.factorial(order + 1)
-    for m in range(2, terms):
-        sign = -1 if m % 4 in (1, 2) else 1
-        if m % 2 == 0:
-            real = real.add(h[m], alpha=sign / math.factorial(m + order))
-        else:
-            imaginary = imaginary.add(h[m], alpha=sign / math.factorial(m + order))
-    cosine, sine = centre
+    signs = [(1, 0), (0, -1), (-1, 0), (0, 1)]  # of (-i)^m
+    parts = [torch.zeros_like(centre), torch.zeros_like(centre)]
+    for m in range(terms - 1, -1, -1):
+        kind = m % 2
+        parts[kind] = parts[kind].add(h[m], alpha=signs[m % 4][kind] / math.factorial(m + order))
+    (real, imaginary), (cosine, sine) = parts, _exponential(unit, centre)
     return real * cosine - imaginary * sine, real * sine + imaginary * cosine
 
 
@@ -461,6 +482,8 @@ def _check(
     if elements.dim() != 2 or elements.is_floating_point() or elements.dtype == torch.bool:
         raise ValueError(f"elements must be integers (n_e, j + 1), got {elements.dtype} {tuple(elements.shape)}")
     columns = elements.shape[1]
+    if boundary and dims == 1:
+        raise ValueError("boundary must be False in 1-D: the ends of an interval have no direction")
     if boundary and columns != dims:
         raise ValueError(f"elements of a boundary must be (n_e, {dims}) in {dims}-D, got {tuple(elements.shape)}")
     if not 1 <= columns <= dims + 1:
@@ -484,9 +507,7 @@ def _check(
 
 
 def _closed(facets: Tensor) -> bool:
-    """Whether every point of a line, vertex of a polygon or edge of a surface is passed as often in both directions."""
-    if facets.shape[1] == 1:
-        return True
+    """Whether every vertex of a polygon or edge of a surface is passed as often in both directions."""
     ends = facets.tolist()
     if facets.shape[1] == 2:
         return sorted(a for a, _ in ends) == sorted(b for _, b in ends)
