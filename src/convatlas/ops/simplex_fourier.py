@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convatlas.errors import unknown
 from convatlas.ops.backend import Backends
+from convatlas.ops.precision import without_autocast
 
 __all__ = [
     "Mode",
@@ -99,7 +100,8 @@ def simplex_fourier(
     out = torch.promote_types(vertices.dtype, torch.float32)
     scale = _scale(resolution, periods, elements.shape[1] - (not boundary), mode)
     args = (vertices.to(work), elements, densities.to(work), resolution, periods, boundary)
-    spectrum = _backends.run(backend, *args) * scale
+    with without_autocast(vertices):
+        spectrum = _backends.run(backend, *args) * scale
     return spectrum.to(torch.complex128 if out == torch.float64 else torch.complex64)
 
 
@@ -116,7 +118,7 @@ def exp_divided_difference(phases: Tensor) -> Tensor:
     """
     if phases.dtype not in _TERMS or not phases.dim() or not phases.shape[-1]:
         raise ValueError(f"phases must be (..., j + 1) in float64 or float32, got {phases.dtype} {tuple(phases.shape)}")
-    return _divided(1.0, *phases.unbind(-1))
+    return _divided(phases.movedim(-1, 0), 1.0)
 
 
 def as_real_pairs(spectrum: Tensor) -> Tensor:
@@ -246,7 +248,7 @@ def _stable(
 
 def _block(weights: Tensor, corners: Tensor, waves: Tensor) -> Tensor:
     """The sum (C, modes) over elements (n, j + 1, d) of weights (C, n) times divided differences."""
-    difference = _divided(2 * math.pi, *(corner @ waves for corner in corners.unbind(1)))
+    difference = _divided(corners.transpose(0, 1) @ waves, 2 * math.pi)
     return torch.complex(weights @ difference.real, weights @ difference.imag)
 
 
@@ -284,34 +286,34 @@ def _separable(
 
 
 class _DividedDifference(torch.autograd.Function):
-    """exp[-i unit s_0, ..., -i unit s_j] of real nodes s of one shape."""
+    """exp[-i unit s_0, ..., -i unit s_j] of real nodes s along the first axis."""
 
     @staticmethod
-    def forward(unit: float, *nodes: Tensor) -> Tensor:
-        return _evaluated(unit, list(nodes))
+    def forward(nodes: Tensor, unit: float) -> Tensor:
+        return _evaluated(list(nodes.unbind(0)), unit)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.unit = inputs[0]
-        ctx.save_for_backward(output, *inputs[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        nodes, ctx.unit = inputs
+        ctx.save_for_backward(nodes, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        output, *nodes = ctx.saved_tensors
+        nodes, output = ctx.saved_tensors
         # d exp[z_0, ..., z_j] / d z_a = exp[z_0, ..., z_j, z_a], and z = -i unit s. All of them add up to the output,
         # because exp[z_0 + t, ..., z_j + t] = exp(t) exp[z_0, ..., z_j].
-        slopes = [_divided(ctx.unit, *nodes, node) for node in nodes[:-1]]
+        slopes = [_divided(torch.cat([nodes, nodes[a : a + 1]]), ctx.unit) for a in range(len(nodes) - 1)]
         slopes.append(output - sum(slopes[1:], slopes[0]) if slopes else output)
         weight = gradients[0].conj() * ctx.unit
-        return None, *((weight * slope).imag for slope in slopes)
+        return torch.stack([(weight * slope).imag for slope in slopes]), None
 
 
-def _divided(unit: float, *nodes: Tensor) -> Tensor:
-    difference: Tensor = _DividedDifference.apply(unit, *nodes)  # type: ignore[no-untyped-call]
+def _divided(nodes: Tensor, unit: float) -> Tensor:
+    difference: Tensor = _DividedDifference.apply(nodes, unit)  # type: ignore[no-untyped-call]
     return difference
 
 
-def _evaluated(unit: float, nodes: list[Tensor]) -> Tensor:
+def _evaluated(nodes: list[Tensor], unit: float) -> Tensor:
     """By the recursion exp[z_i, ..., z_k] = (exp[z_i, ..., z_k-1] - exp[z_i+1, ..., z_k]) / (z_i - z_k) over sorted
     nodes, so that its denominators are as large as can be; where they are small, by a series. It begins with
     exp[z_0, z_1] = exp((z_0 + z_1) / 2) sinc((z_0 - z_1) / 2i).
