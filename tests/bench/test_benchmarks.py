@@ -24,6 +24,7 @@ from convatlas.bench import (
     pixel_shuffle,
     ratio,
     scattering,
+    simplex_fourier,
     tract,
     wavelets,
 )
@@ -62,6 +63,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))
     monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
     monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
+    monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
+    monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

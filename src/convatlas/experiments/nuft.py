@@ -48,7 +48,7 @@ SEEDS = (0, 1, 2)
 RESOLUTIONS = (8, 12, 16)
 #: Digits for training and for testing.
 COUNTS = (400, 300)
-TRAINING = Training(epochs=25, batch_size=32, lr=3e-3, warmup_epochs=2)
+TRAINING = Training(epochs=20, batch_size=32, lr=3e-3, warmup_epochs=2)
 #: Pixels that images are enlarged to before their outline is taken, and how far a polygon may be from it, in these.
 ENLARGED, TOLERANCE = 32, 0.3
 #: Largest change of place, as a share of the period, and of size, of a digit.
