@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from skimage.measure import approximate_polygon, find_contours, grid_points_in_poly
+from skimage import measure
 from torch import Tensor, nn
 
 from convatlas.data.images import ImageSet, read_images
@@ -31,6 +31,9 @@ from convatlas.report import Cell, Claim, Images, Lines, Note, Report, Section, 
 from convatlas.training.settings import Training
 
 __all__ = ["full", "quick", "run"]
+
+#: Its functions have no types.
+_outlines: Any = measure
 
 # Thresholds, fixed before anything was measured.
 
@@ -111,21 +114,21 @@ class _Shape(NamedTuple):
 _Split = tuple[list[_Shape], Tensor, list[_Shape], Tensor]
 
 
-def _outline(pixels: npt.NDArray[Any], move: Sequence[float], size: float) -> _Shape:
-    """The level of half the largest value of an image, in the middle half of the period."""
+def _outline(pixels: npt.NDArray[Any], move: npt.NDArray[Any], size: float) -> _Shape:
+    """The level of half the largest value of an image, in the middle of the period."""
     image = torch.from_numpy(pixels.astype(np.float64))[None, None]
     large = resize(image, (ENLARGED, ENLARGED), convention="pillow")[0, 0].numpy()
     padded = np.pad(large, 1)
     vertices, elements, count = [], [], 0
-    for contour in find_contours(padded, padded.max() / 2, positive_orientation="high"):
-        corners = approximate_polygon(contour, TOLERANCE)[:-1]
+    for contour in _outlines.find_contours(padded, padded.max() / 2, positive_orientation="high"):
+        corners = _outlines.approximate_polygon(contour, TOLERANCE)[:-1]
         if len(corners) < 3:
             continue
         vertices.append(corners)
         elements.append(polygon_elements(len(corners)) + count)
         count += len(corners)
     places = (np.concatenate(vertices) - 0.5 - ENLARGED / 2) / ENLARGED  # -0.5 to 0.5
-    inside = torch.from_numpy(0.5 + 0.7 * size * places) + torch.tensor(move, dtype=torch.float64)
+    inside = torch.from_numpy(0.5 + 0.7 * size * places) + torch.from_numpy(move)
     edges = torch.cat(elements)
     a, b = inside[edges[:, 0]], inside[edges[:, 1]]
     area = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()
@@ -158,7 +161,7 @@ def _binary(shapes: Sequence[_Shape], resolution: int) -> Tensor:
     for vertices, elements in shapes:
         inside = np.zeros((resolution, resolution), dtype=bool)
         for corners in _loops(vertices, elements):
-            inside ^= grid_points_in_poly(inside.shape, resolution * corners.numpy())
+            inside ^= _outlines.grid_points_in_poly(inside.shape, resolution * corners.numpy())
         pictures.append(torch.from_numpy(inside.astype(np.float32))[None])
     return torch.stack(pictures)
 
