@@ -26,6 +26,8 @@ from convatlas.bench import (
     networks,
     pixel_shuffle,
     ratio,
+    scattering,
+    simplex_fourier,
     tract,
     wavelets,
 )
@@ -64,6 +66,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tract, "PATCH_BATCH", 1)
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
+    monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))
+    monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
+    monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
+    monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
+    monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 
