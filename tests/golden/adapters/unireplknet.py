@@ -1,0 +1,151 @@
+"""UniRepLKNet: its block and network, the front ends of other modalities, and the tools that look at receptive fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.analysis.effective_receptive_field import contribution_map, erf_area
+from convatlas.analysis.shape_bias import CATEGORIES, category_probabilities, shape_bias
+from convatlas.networks.unireplknet.backbone import (
+    MergedUniRepLKNetBlock,
+    UniRepLKNet,
+    UniRepLKNetBlock,
+    UniRepLKNetConfig,
+)
+from convatlas.networks.unireplknet.video import video_to_image
+from convatlas.nn.mixers.dilated_reparam import DilatedReparamBlock
+from convatlas.surgery import merge
+from golden.cases import Case, renamed
+
+
+def run(case: Case) -> dict[str, Tensor]:
+    makers = {
+        "DilatedReparamBlock": _reparam,
+        "UniRepLKNetBlock": _block,
+        "UniRepLKNet": _network,
+        "ERF": _receptive_field,
+        "cue-conflict": _shape_bias,
+        "(B,C,T": _video,
+    }
+    what = str(case.config.get("cls") or case.config["op"])
+    kind = what if what in makers else next((kind for kind in makers if what.startswith(kind)), what)
+    if kind not in makers:
+        raise KeyError(f"{case.system}/{case.name}: the adapter does not know {what}")
+    results = makers[kind](case)
+    return {name: results[name] for name in case.outputs}
+
+
+def _gradients(case: Case, layer: nn.Module, x: Tensor, output: Tensor) -> dict[str, Tensor]:
+    if "cotangent" not in case.inputs:
+        return {}
+    found = case.gradients(layer, output, {"grad_input": x})
+    return {
+        name: value.reshape(case.outputs[name].shape) if name in case.outputs else value
+        for name, value in found.items()
+    }
+
+
+def _training(case: Case, layer: nn.Module) -> nn.Module:
+    mode = case.config.get("mode", "eval")
+    return layer.train(mode.startswith("train"))
+
+
+def _reparam(case: Case) -> dict[str, Tensor]:
+    case.only("cls", "channels", "kernel_size", "deploy", "mode", "kernel_sizes", "dilates", "attempt_use_lk_impl")
+    config = case.config
+    layer = DilatedReparamBlock(
+        config["channels"],
+        config["kernel_size"],
+        kernel_sizes=config.get("kernel_sizes"),
+        dilations=config.get("dilates"),
+    )
+    if config.get("deploy"):
+        layer = layer.merged()
+        layer.layouts = {"authors": UniRepLKNetBlock.layouts["authors_deployed"]}
+    layer = _training(case, case.load(layer))
+    x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
+    output = layer(x)
+    results = {"output": output, **_gradients(case, layer, x, output)}
+    plain: Any = layer if config.get("deploy") else layer.eval().merged()
+    return {**results, "merged_weight": plain.weight, "merged_bias": plain.bias}
+
+
+def _block(case: Case) -> dict[str, Tensor]:
+    case.only("cls", "dim", "kernel_size", "deploy", "mode", "layer_scale_init_value", "drop_path", "ffn_factor")
+    config = case.config
+    options = {"expansion": config.get("ffn_factor", 4)}
+    if config.get("deploy"):
+        block: nn.Module = MergedUniRepLKNetBlock(config["dim"], config["kernel_size"], **options)
+    else:
+        scale = 1e-6 if "gamma" in case.weights else None
+        block = UniRepLKNetBlock(config["dim"], config["kernel_size"], layer_scale_init=scale, **options)
+    block = _training(case, case.load(block))
+    x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
+    output = block(x)
+    results = {"output": output, **_gradients(case, block, x, output)}
+    merged = merge(block, x.detach()).model
+    state = merged.state_dict()
+    for name, expected in case.outputs.items():
+        if name.startswith("deploy."):
+            key = name.removeprefix("deploy.").replace("lk_origin.", "")
+            results[name] = state[renamed(merged, key)].reshape(expected.shape)
+    return results
+
+
+def _config(case: Case, **changes: Any) -> UniRepLKNetConfig:
+    config = case.config
+    return UniRepLKNetConfig(
+        depths=tuple(config["depths"]),
+        dims=tuple(config["dims"]),
+        kernel_sizes=tuple(tuple(stage) for stage in config["kernel_sizes"]),
+        in_channels=config.get("in_chans", case.weights["downsample_layers.0.0.weight"].shape[1]),
+        num_classes=len(case.weights["head.weight"]) if "head.weight" in case.weights else 0,
+        layer_scale_init=1e-6 if any(key.endswith(".gamma") and ".act." not in key for key in case.weights) else None,
+        dense="norm0.weight" in case.weights,
+        deploy=config.get("deploy", False),
+        **changes,
+    )
+
+
+def _network(case: Case) -> dict[str, Tensor]:
+    case.only("cls", "depths", "dims", "num_classes", "kernel_sizes", "in_chans", "deploy")
+    model = case.load(UniRepLKNet(_config(case)))
+    features = model.forward_features(case.inputs["x"])
+    results = {f"stage{index}": feature for index, feature in enumerate(features)}
+    return {**results, "logits": model.forward_head(features[-1])}
+
+
+def _receptive_field(case: Case) -> dict[str, Tensor]:
+    case.only("cls", "thresholds", "depths", "dims", "kernel_sizes", "note", "in_chans", "deploy")
+    model = case.load(UniRepLKNet(_config(case)))
+    contributions = contribution_map(model, case.inputs["images"])
+    areas = erf_area(contributions, case.config["thresholds"])
+    return {
+        "mean_map": contributions,
+        "log_map": (contributions + 1).log10(),
+        "side": torch.tensor([-1 if area.side is None else area.side for area in areas]),
+        "area_ratio": torch.tensor([-1.0 if area.ratio is None else area.ratio for area in areas]),
+    }
+
+
+def _shape_bias(case: Case) -> dict[str, Tensor]:
+    case.only("op", "categories", "aggregation")
+    if tuple(case.config["categories"]) != tuple(CATEGORIES) or not case.config["aggregation"].startswith("mean"):
+        raise KeyError(f"{case.system}/{case.name}: the adapter handles the mean over the 16 categories only")
+    logits = case.inputs["logits"]
+    found = shape_bias(logits, case.inputs["shape_label"], case.inputs["texture_label"])
+    return {
+        "category_probability": category_probabilities(logits.softmax(1)),
+        "decision": found.decisions,
+        "shape_hits": torch.tensor(found.shape_hits),
+        "texture_hits": torch.tensor(found.texture_hits),
+        "shape_bias": torch.tensor(found.bias),
+    }
+
+
+def _video(case: Case) -> dict[str, Tensor]:
+    case.only("op")
+    return {"image": video_to_image(case.inputs["video"])}
