@@ -22,7 +22,7 @@ from convatlas.networks.base import Backbone
 from convatlas.ops.precision import without_autocast
 from convatlas.report import Cell, Images, Part, Section, Table
 
-__all__ = ["THRESHOLDS", "Area", "contribution_map", "erf_area", "erf_parts", "erf_picture", "erf_section"]
+__all__ = ["THRESHOLDS", "Area", "contribution_map", "erf_area", "erf_parts", "erf_picture", "erf_section", "log_contributions"]
 
 #: Shares of all contributions that the published tables give the areas of.
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -87,10 +87,16 @@ def contribution_map(model: nn.Module, images: Tensor | Iterable[Tensor], *, lay
     return total / count
 
 
+def log_contributions(contributions: Tensor) -> Tensor:
+    """log10(map + 1) over its largest value, as published pictures and tables take a contribution map."""
+    values = (contributions.double() + 1).log10()
+    return values / values.max().clamp_min(torch.finfo(values.dtype).tiny)
+
+
 def erf_area(contributions: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> list[Area]:
     """The smallest centred squares, of odd sides from 3, that hold more than each share of a contribution map.
 
-    The map is taken as log10(map + 1), as published.
+    The map is taken as `log_contributions` gives it.
 
     Args:
         contributions: (H, W) of `contribution_map`.
@@ -104,7 +110,7 @@ def erf_area(contributions: Tensor, thresholds: Sequence[float] = THRESHOLDS) ->
     if not all(0 < threshold < 1 for threshold in thresholds):
         raise ValueError(f"thresholds must lie between 0 and 1, got {tuple(thresholds)}")
     height, width = contributions.shape
-    values = (contributions.double() + 1).log10()
+    values = log_contributions(contributions)
     total = float(values.sum())
     shares = []
     for reach in range(1, min(height, width) // 2):
@@ -118,11 +124,9 @@ def erf_area(contributions: Tensor, thresholds: Sequence[float] = THRESHOLDS) ->
 
 
 def erf_picture(contributions: Tensor, areas: Sequence[Area] = ()) -> npt.NDArray[np.uint8]:
-    """The map log10(map + 1) over its largest value, from black to white, with the squares drawn in: (H, W, 3)."""
-    values = (contributions.double() + 1).log10()
-    values = values / values.max().clamp_min(torch.finfo(values.dtype).tiny)
+    """`log_contributions` from black to white, with the squares drawn in: (H, W, 3)."""
     # The square root brings out the faint margin.
-    grey = (255 * values.sqrt()).round().to(torch.uint8).cpu().numpy()
+    grey = (255 * log_contributions(contributions).sqrt()).round().to(torch.uint8).cpu().numpy()
     picture = np.repeat(grey[..., None], 3, axis=2)
     height, width = grey.shape
     for area, colour in zip(areas, _SQUARES, strict=False):

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convatlas.analysis.effective_receptive_field import contribution_map, erf_area
+from convatlas.analysis.effective_receptive_field import contribution_map, erf_area, log_contributions
 from convatlas.analysis.shape_bias import CATEGORIES, category_probabilities, shape_bias
+from convatlas.networks.unireplknet.audio import LogMelFrontEnd
 from convatlas.networks.unireplknet.backbone import (
     MergedUniRepLKNetBlock,
     UniRepLKNet,
     UniRepLKNetBlock,
     UniRepLKNetConfig,
 )
+from convatlas.networks.unireplknet.points import PointToImage
 from convatlas.networks.unireplknet.video import video_to_image
 from convatlas.nn.mixers.dilated_reparam import DilatedReparamBlock
 from convatlas.surgery import merge
@@ -29,6 +31,8 @@ def run(case: Case) -> dict[str, Tensor]:
         "ERF": _receptive_field,
         "cue-conflict": _shape_bias,
         "(B,C,T": _video,
+        "wav": _filter_bank,
+        "ProjEnc": _projection,
     }
     what = str(case.config.get("cls") or case.config["op"])
     kind = what if what in makers else next((kind for kind in makers if what.startswith(kind)), what)
@@ -125,9 +129,9 @@ def _receptive_field(case: Case) -> dict[str, Tensor]:
     areas = erf_area(contributions, case.config["thresholds"])
     return {
         "mean_map": contributions,
-        "log_map": (contributions + 1).log10(),
+        "log_map": log_contributions(contributions),
         "side": torch.tensor([-1 if area.side is None else area.side for area in areas]),
-        "area_ratio": torch.tensor([-1.0 if area.ratio is None else area.ratio for area in areas]),
+        "area_ratio": torch.tensor([-1.0 if area.ratio is None else area.ratio for area in areas], dtype=torch.float64),
     }
 
 
@@ -149,3 +153,44 @@ def _shape_bias(case: Case) -> dict[str, Tensor]:
 def _video(case: Case) -> dict[str, Tensor]:
     case.only("op")
     return {"image": video_to_image(case.inputs["video"])}
+
+
+def _filter_bank(case: Case) -> dict[str, Tensor]:
+    keys = ("sample_rate", "num_mel_bins", "window", "shift_ms", "target_length", "norm_mean", "norm_std")
+    case.only("op", *keys)
+    config = case.config
+    if config.get("window", "hanning 25 ms") != "hanning 25 ms" or config.get("shift_ms", 10) != 10:
+        raise KeyError(f"{case.system}/{case.name}: the adapter handles Hann windows of 25 ms every 10 ms only")
+    front_end = LogMelFrontEnd(
+        config["sample_rate"],
+        num_filters=config["num_mel_bins"],
+        target_length=config["target_length"],
+        mean=config["norm_mean"],
+        std=config["norm_std"],
+    )
+    waveform = case.inputs["waveform"]
+    bank, normalised = front_end.filter_bank(waveform), front_end(waveform)
+    if case.outputs["fbank"].dim() == 2:
+        bank, normalised = bank.squeeze(0), normalised.squeeze(0)
+    return {"fbank": bank, "normalized": normalised}
+
+
+def _projection(case: Case) -> dict[str, Tensor]:
+    sizes = ("N", "num_views", "obj_size", "img_size", "local_size", "trans_dim", "graph_dim", "imgblock_dim")
+    case.only("cls", *sizes, "atten_fusion", "euler_views")
+    config = case.config
+    if config.get("atten_fusion"):
+        raise KeyError(f"{case.system}/{case.name}: the adapter does not know the reference's names in the fusion")
+    front_end = PointToImage(
+        config["num_views"],
+        grid_size=config["obj_size"],
+        image_size=config["img_size"],
+        neighbours=config["local_size"],
+        point_channels=config["trans_dim"],
+        edge_channels=config["graph_dim"],
+        channels=len(case.weights["proj_layer.weight"]),
+        fusion=False,
+    )
+    front_end = case.load(front_end)
+    points = case.inputs["points"]
+    return {"image": front_end(points), "view_points": front_end.view_points(points)}
