@@ -22,7 +22,16 @@ from convatlas.networks.base import Backbone
 from convatlas.ops.precision import without_autocast
 from convatlas.report import Cell, Images, Part, Section, Table
 
-__all__ = ["THRESHOLDS", "Area", "contribution_map", "erf_area", "erf_parts", "erf_picture", "erf_section", "log_contributions"]
+__all__ = [
+    "THRESHOLDS",
+    "Area",
+    "contribution_map",
+    "erf_area",
+    "erf_parts",
+    "erf_picture",
+    "erf_section",
+    "log_contributions",
+]
 
 #: Shares of all contributions that the published tables give the areas of.
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -153,7 +162,8 @@ def erf_parts(maps: dict[str, Tensor], thresholds: Sequence[float] = THRESHOLDS)
         "percent of the image, a dash where no square below the whole image does."
     )
     shown = [(erf_picture(contributions, areas[name]), name) for name, contributions in maps.items()]
-    explained = f"Contribution of each pixel to the middle unit, with the squares for {', '.join(f'{share:.0%}' for share in thresholds)}."
+    squares = ", ".join(f"{share:.0%}" for share in thresholds)
+    explained = f"Contribution of each pixel to the middle unit, with the squares for {squares}."
     return [Table("Effective receptive field", columns, rows, caption), Images("Contributions", shown, explained)]
 
 

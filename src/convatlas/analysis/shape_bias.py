@@ -68,9 +68,7 @@ class ShapeBias(NamedTuple):
         return self.shape_hits / hits if hits else float("nan")
 
 
-def category_probabilities(
-    probabilities: Tensor, categories: Mapping[str, tuple[int, ...]] = CATEGORIES
-) -> Tensor:
+def category_probabilities(probabilities: Tensor, categories: Mapping[str, tuple[int, ...]] = CATEGORIES) -> Tensor:
     """The mean probability over the classes of each category.
 
     Args:

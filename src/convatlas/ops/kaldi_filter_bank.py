@@ -22,7 +22,7 @@ _LOWEST_HZ = 20.0
 def kaldi_mel_filters(
     num_filters: int, n_fft: int, sample_rate: float, *, device: torch.device | None = None
 ) -> Tensor:
-    """Triangles, linear in mel = 1127 ln(1 + f / 700), from 20 Hz to half the sample rate: (num_filters, n_fft / 2 + 1).
+    """Triangles, linear in mel = 1127 ln(1 + f / 700), from 20 Hz to half the sample rate, (num_filters, n_fft/2 + 1).
 
     The last column, of half the sample rate itself, is zero. float64.
 

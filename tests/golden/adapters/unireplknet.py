@@ -1,10 +1,11 @@
-"""UniRepLKNet: its block and network, the front ends of other modalities, and the tools that look at receptive fields."""
+"""UniRepLKNet: its block and network, the front ends of other modalities, receptive fields and shape bias."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.analysis.effective_receptive_field import contribution_map, erf_area, log_contributions
@@ -16,6 +17,7 @@ from convatlas.networks.unireplknet.backbone import (
     UniRepLKNetBlock,
     UniRepLKNetConfig,
 )
+from convatlas.networks.unireplknet.corrformer import CorrformerDecoder
 from convatlas.networks.unireplknet.points import PointToImage
 from convatlas.networks.unireplknet.video import video_to_image
 from convatlas.nn.mixers.dilated_reparam import DilatedReparamBlock
@@ -32,6 +34,7 @@ def run(case: Case) -> dict[str, Tensor]:
         "cue-conflict": _shape_bias,
         "(B,C,T": _video,
         "wav": _filter_bank,
+        "Corrformer Decoder": _decoder,
         "ProjEnc": _projection,
     }
     what = str(case.config.get("cls") or case.config["op"])
@@ -194,3 +197,27 @@ def _projection(case: Case) -> dict[str, Tensor]:
     front_end = case.load(front_end)
     points = case.inputs["points"]
     return {"image": front_end(points), "view_points": front_end.view_points(points)}
+
+
+def _decoder(case: Case) -> dict[str, Tensor]:
+    sizes = ("d_model", "n_heads", "dec_len", "cross_len", "node_num", "node_list", "c_out", "d_ff")
+    case.only("cls", *sizes, "moving_avg", "activation", "factor")
+    config = case.config
+    acts = {"gelu": F.gelu, "relu": F.relu}
+    layers = {key.split(".network.")[1].split(".")[0] for key in case.weights if ".network." in key}
+    decoder = CorrformerDecoder(
+        config["d_model"],
+        config["n_heads"],
+        config["c_out"],
+        length=config["dec_len"],
+        tree=config["node_list"],
+        depth=len({key.split(".")[1] for key in case.weights if key.startswith("layers.")}),
+        window=config["moving_avg"],
+        hidden_channels=config["d_ff"],
+        factor=config["factor"],
+        num_layers=len(layers),
+        act=acts[config["activation"]],
+    )
+    decoder = case.load(decoder)
+    seasonal, trend = decoder(case.inputs["x"], case.inputs["cross"], case.inputs["trend"])
+    return {"seasonal": seasonal, "trend": trend}

@@ -6,7 +6,6 @@ Chung, Glass: "AST: Audio Spectrogram Transformer", Interspeech 2021, arXiv 2104
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -109,7 +108,7 @@ def mask_spectrogram(
 
 
 def shift_and_disturb(spectrogram: Tensor, *, roll: int = ROLL, generator: torch.Generator | None = None) -> Tensor:
-    """Add noise of a random strength below 0.1 to each spectrogram (B, T, F), and roll it by -roll to roll - 1 frames."""
+    """Add noise of a random strength below 0.1 to each spectrogram (B, T, F); roll it by -roll to roll - 1 frames."""
     count = len(spectrogram)
     noise = torch.rand(spectrogram.shape, generator=generator) * torch.rand(count, 1, 1, generator=generator) / 10
     shifts = torch.randint(-roll, roll, (count, 1), generator=generator)
@@ -251,7 +250,4 @@ class UniRepLKNetAudio(nn.Module):
 
 VARIANTS: dict[str, UniRepLKNetAudioConfig] = {
     "unireplknet_s_speech_commands": UniRepLKNetAudioConfig(),
-    "unireplknet_s_audioset": UniRepLKNetAudioConfig(
-        network=dataclasses.replace(_S, num_classes=527), target_length=1024, mean=-4.2677393, std=4.5689974
-    ),
 }

@@ -1,8 +1,8 @@
 """UniRepLKNet: few large depthwise kernels that see wide, many small ones and pointwise layers that make it deep.
 
 Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video,
-Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599. Zhang, Ding, Yue: "Scaling Up Your Kernels:
-Large Kernel Design in ConvNets towards Universal Representations", TPAMI 2025, arXiv 2410.08049.
+Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599. Zhang, Ding, Yue: "Scaling Up Your
+Kernels: Large Kernel Design in ConvNets towards Universal Representations", TPAMI 2025, arXiv 2410.08049.
 """
 
 from __future__ import annotations
@@ -193,7 +193,9 @@ class UniRepLKNetBlock(_Block):
             return None
         kernel_size = plain.kernel_size[0] if isinstance(plain, DepthwiseConv2d) else 0
         hidden, channels = self.pwconv1.out_features, self.pwconv1.in_features
-        block = MergedUniRepLKNetBlock(channels, kernel_size, drop_path=self.drop_path.rate, expansion=hidden // channels)
+        block = MergedUniRepLKNetBlock(
+            channels, kernel_size, drop_path=self.drop_path.rate, expansion=hidden // channels
+        )
         block.se, block.pwconv1 = self.se, self.pwconv1
         old = self.pwconv2.weight
 
@@ -241,7 +243,7 @@ def _check_kernel(kernel_size: int) -> None:
 
 
 class UniRepLKNet(Backbone):
-    """UniRepLKNet (paper, section 3.2): convolutional stem of stride 4, four stages, mean pool, norm, linear classifier.
+    """UniRepLKNet (paper, section 3.2): a stem of two convolutions, four stages, mean pool, norm, linear classifier.
 
     Args:
         config: what to build.
@@ -261,7 +263,9 @@ class UniRepLKNet(Backbone):
         if not 0 < len(depths) == len(dims):
             raise ValueError(f"depths and dims must name the same stages, got {depths} and {dims}")
         if tuple(map(len, config.kernel_sizes)) != depths:
-            raise ValueError(f"kernel_sizes must name a kernel for each block of depths {depths}, got {config.kernel_sizes}")
+            raise ValueError(
+                f"kernel_sizes must name a kernel for each block of depths {depths}, got {config.kernel_sizes}"
+            )
         narrow = dims[0] // 2
         stem = nn.Sequential(
             nn.Conv2d(config.in_channels, narrow, 3, stride=2, padding=1),

@@ -1,4 +1,4 @@
-"""The Dilated Reparam Block: a large depthwise kernel trained beside small dilated ones, merged for use into one kernel.
+"""The Dilated Reparam Block: a large depthwise kernel trained beside small dilated ones, merged for use into one.
 
 Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video,
 Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599, section 3.1; Zhang, Ding, Yue: "Scaling Up
