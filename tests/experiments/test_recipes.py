@@ -22,6 +22,7 @@ from convatlas.training.task import split_settings
 ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+UNIREPLKNET = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": [[3], [7], [3], [0]]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 #: The network of each recipe, small enough for a test.
@@ -40,6 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
         for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")
     },
     **dict.fromkeys(("hornet", "hornet_384"), HORNET),
+    **{f"unireplknet{kind}": UNIREPLKNET for kind in ("", "_22k", "_384", "_384_large")},
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
@@ -60,6 +62,10 @@ RATES = {
     "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
     "hornet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
     "hornet_384": {0: 5e-5, 30: 1e-6},
+    "unireplknet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
+    "unireplknet_22k": {0: 1e-6, 5: 4e-3, 90: 1e-6},
+    "unireplknet_384": {0: 5e-5, 30: 1e-6},
+    "unireplknet_384_large": {0: 5e-5, 20: 1e-6},
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
@@ -82,6 +88,10 @@ BATCHES = {
     "cvt_finetune": 512,
     "hornet": 4096,
     "hornet_384": 512,
+    "unireplknet": 4096,
+    "unireplknet_22k": 4096,
+    "unireplknet_384": 512,
+    "unireplknet_384_large": 512,
     "phresnet_cifar": 128,
     "phvgg_cifar": 128,
     "phnn_svhn": 128,
@@ -108,6 +118,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "hornet": {"drop_path": 0.2, "base_dim": 64},
     "hornet_384": {"drop_path": 0.4, "base_dim": 192},
+    "unireplknet": {"drop_path": 0.2, "head_init_scale": 1.0},
+    "unireplknet_22k": {"drop_path": 0.1, "num_classes": 21841},
+    "unireplknet_384": {"drop_path": 0.2, "head_init_scale": 0.001},
+    "unireplknet_384_large": {"drop_path": 0.3, "head_init_scale": 0.001},
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
@@ -165,16 +179,22 @@ def test_published_augmentation(recipe: str) -> None:
         "convnext_study": (0.8, 1.0, *strong),
         "hornet": (0.8, 1.0, *strong),
         "hornet_384": (0.0, 0.0, *strong),
+        "unireplknet": (0.8, 1.0, *strong),
+        "unireplknet_22k": (0.8, 1.0, *strong),
+        "unireplknet_384": (0.0, 0.0, *strong),
+        "unireplknet_384_large": (0.0, 0.0, 0.3, *strong[1:]),
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "deepmad": (0.8, 0.0, *strong),
         **dict.fromkeys(("pvt", "pvt_large", "cvt_13", "cvt_21", "cvt_384"), (0.8, 1.0, *strong)),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
-    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
+    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384", "unireplknet_384_large")
     assert training.ema == (0.9999 if averaged else None)
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
         "hornet_384": 1e-8,
+        "unireplknet_384": 1e-8,
+        "unireplknet_384_large": 1e-8,
         "cvt_21": 0.1,
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,

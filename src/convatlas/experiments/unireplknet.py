@@ -102,7 +102,7 @@ SERIES = UniRepLKNetSeriesConfig(
     dropout=0.0,
 )
 TIMES, PERIOD = 1200, 12
-STEPS, WINDOWS, LR = 100, 8, 3e-3
+STEPS, WINDOWS, LR = 60, 8, 3e-3
 
 RECIPE = "unireplknet"
 TOP1 = {"unireplknet_t": 83.2}
