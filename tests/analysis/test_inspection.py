@@ -167,7 +167,7 @@ def test_sections_can_be_chosen_and_added():
     assert [section.title for section in report.sections] == ["Own"]
     assert notes(report) == "line on 2 x 3: 24"
     assert report.summary == "line has 16 parameters and takes 24 multiply-adds for an input of 2 x 3."
-    assert len(SECTIONS) == 7
+    assert own not in SECTIONS
 
 
 def test_long_lists_are_cut_and_say_so(monkeypatch: pytest.MonkeyPatch):

@@ -207,7 +207,8 @@ def _single(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
     for entry in [images] if isinstance(images, Tensor) else images:
         if not isinstance(entry, Tensor) or entry.dim() not in (3, 4):
             raise ValueError(f"images must be (C, H, W) or (N, C, H, W), got {tuple(getattr(entry, 'shape', ()))}")
-        yield from (entry if entry.dim() == 4 else entry[None]).split(1)
+        for image in entry if entry.dim() == 4 else entry[None]:
+            yield image[None]
 
 
 def _contribution(model: nn.Module, image: Tensor, layer: str | None) -> Tensor:

@@ -6,18 +6,15 @@ Ding et al.: "UniRepLKNet", CVPR 2024, arXiv 2311.15599, section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from convatlas.data.volume_transforms import VolumePreprocess
 from convatlas.errors import unknown
-from convatlas.networks.base import Backbone, Feature
 from convatlas.networks.unireplknet.backbone import UniRepLKNet, UniRepLKNetConfig, stage_kernels
-from convatlas.weights import Layout
 
 __all__ = ["VARIANTS", "UniRepLKNetVideo", "UniRepLKNetVideoConfig", "average_views", "video_to_image"]
 
@@ -95,7 +92,7 @@ class UniRepLKNetVideoConfig(UniRepLKNetConfig):
         return UniRepLKNetVideo(self)
 
 
-class UniRepLKNetVideo(Backbone):
+class UniRepLKNetVideo(UniRepLKNet):
     """`UniRepLKNet` on clips (B, C, T, H, W) that become images; its maps are those of the large image.
 
     Args:
@@ -106,43 +103,15 @@ class UniRepLKNetVideo(Backbone):
         ValueError: as of `UniRepLKNet`.
     """
 
-    layouts: ClassVar[Mapping[str, Layout]] = {
-        name: Layout(((r"^", "backbone."), *layout.renames), layout.function)
-        for name, layout in UniRepLKNet.layouts.items()
-    }
-    classifier_modules: ClassVar[tuple[str, ...]] = ("backbone.head",)
-    stem_modules: ClassVar[tuple[str, ...]] = ("backbone.downsample_layers.0.0",)
-    min_size = 1
-
-    feature_info: tuple[Feature, ...]
-
     def __init__(self, config: UniRepLKNetVideoConfig) -> None:
         super().__init__(config)
         if config.frame_layout not in get_args(FrameLayout):
             raise unknown("frame_layout", config.frame_layout, get_args(FrameLayout))
-        self.backbone = UniRepLKNet(config)
-        self.feature_info = self.backbone.feature_info
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of the image (B, C, r H, T / r W) that a clip (B, C, T, H, W) becomes."""
         self._check_input(x)
-        return self.backbone.forward_maps(video_to_image(x, self.config.frame_layout))
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        return self.backbone.forward_head(x)
-
-    def layers(self) -> list[nn.Module]:
-        """Those of the network."""
-        return self.backbone.layers()
-
-    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """As of the network."""
-        super().set_gradient_checkpointing(enabled)
-        self.backbone.set_gradient_checkpointing(enabled)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.config = self.config.override(num_classes=num_classes)
-        self.backbone.reset_classifier(num_classes)
+        return self.forward_maps(video_to_image(x, self.config.frame_layout))
 
 
 VARIANTS: dict[str, UniRepLKNetVideoConfig] = {"unireplknet_b_video": UniRepLKNetVideoConfig()}
