@@ -100,7 +100,7 @@ class PointToImage(nn.Module):
         fusion: whether the views of a cloud see each other (`MultiViewFusion`).
 
     Raises:
-        ValueError: there are not so many views, or the grid is too small or larger than the image.
+        ValueError: there are not so many views, or the grid is odd, too small or larger than the image.
     """
 
     views: Tensor
@@ -122,8 +122,8 @@ class PointToImage(nn.Module):
         super().__init__()
         if not 1 <= num_views <= len(VIEWS):
             raise ValueError(f"num_views must be from 1 to {len(VIEWS)}, got {num_views}")
-        if not 4 <= grid_size <= image_size:
-            raise ValueError(f"grid_size must be from 4 to image_size {image_size}, got {grid_size}")
+        if not 4 <= grid_size <= image_size or grid_size % 2:
+            raise ValueError(f"grid_size must be even and from 4 to image_size {image_size}, got {grid_size}")
         self.num_views, self.grid_size, self.image_size = num_views, grid_size, image_size
         self.neighbours = neighbours
         self.input_trans = nn.Conv1d(3, point_channels, 1)
