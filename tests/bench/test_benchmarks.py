@@ -15,7 +15,18 @@ import torch
 from torch import nn
 
 from convatlas import catalog
-from convatlas.bench import eca, fft_conv, hypercomplex, inception, networks, pixel_shuffle, ratio, tract, wavelets
+from convatlas.bench import (
+    dilated_reparam,
+    eca,
+    fft_conv,
+    hypercomplex,
+    inception,
+    networks,
+    pixel_shuffle,
+    ratio,
+    tract,
+    wavelets,
+)
 from convatlas.networks.registry import create_model
 from convatlas.report import Report
 
@@ -36,6 +47,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
+    monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(hypercomplex, "LAYER_BATCH", 2)
     monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)

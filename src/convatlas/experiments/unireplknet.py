@@ -273,7 +273,9 @@ def _windows(signals: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _series_section(advance: Callable[[str], None]) -> Section:
-    ratios, rows, curves = [], [], {}
+    ratios: list[float] = []
+    rows: list[list[Cell]] = []
+    curves = {}
     span, last = SERIES.length + SERIES.horizon, int(0.8 * TIMES)
     for seed in SEEDS:
         seed_everything(seed)

@@ -185,7 +185,8 @@ def merge_dilated_into_large_kernel(large: Tensor, dilated: Tensor, dilation: in
         )
     start = (size - span) // 2
     merged = large.clone()
-    merged[(..., *[slice(start, start + span, dilation)] * (large.dim() - 2))] += dilated
+    taps: Any = (..., *[slice(start, start + span, dilation)] * (large.dim() - 2))
+    merged[taps] += dilated
     return merged
 
 
