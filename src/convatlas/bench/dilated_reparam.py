@@ -15,7 +15,7 @@ __all__ = ["run"]
 
 BARS = [
     Bar(
-        statement="The merged 13 x 13 kernel is at least twice as fast as the kernel, its five branches and their norms",
+        statement="The merged kernel of 13 is at least twice as fast as the kernel, its five branches and their norms",
         published="merged for efficient inference, no figure (section 3.1)",
         theirs="branches",
         at_least=2.0,
