@@ -19,7 +19,7 @@ from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
-ELSEWHERE = {"spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+ELSEWHERE = {"spatiospatial", "unireplknet_video", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 UNIREPLKNET = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": [[3], [7], [3], [0]]}

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from convatlas.experiments import unireplknet
+from convatlas.experiments.small_training import recipe_settings
+from convatlas.networks.registry import model_config
+from convatlas.recognition.task import Recognition
 from convatlas.training.settings import Training
+from convatlas.training.task import split_settings
 
 
 @pytest.mark.slow
@@ -33,6 +37,13 @@ def test_windows_follow_each_other():
     assert known[1, :, 0].tolist() == list(range(7, 31))
     assert target[1, :, 0].tolist() == list(range(31, 43))
     assert (time.shape, ahead.shape) == ((2, 24, 4), (2, 12, 4))
+
+
+def test_recipe_for_videos():
+    task, training = split_settings(Recognition, recipe_settings("unireplknet_video"))
+    assert task.takes_volumes
+    assert task.volume_size == model_config(task.model).preprocess.shape == (16, 224, 224)  # type: ignore[attr-defined]
+    assert (training.lr, training.epochs, training.weight_decay) == (4e-3, 90, 0.05)
 
 
 def test_budgets_are_checked():

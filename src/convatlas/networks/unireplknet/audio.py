@@ -2,6 +2,9 @@
 
 Ding et al.: "UniRepLKNet", CVPR 2024, arXiv 2311.15599, section 3.3. Preparation and augmentation are those of Gong,
 Chung, Glass: "AST: Audio Spectrogram Transformer", Interspeech 2021, arXiv 2104.01778.
+
+Published training on Speech Commands V2: Adam with lr 2.5e-4, betas 0.95 and 0.999 and weight decay 5e-7, batches of
+128, 100 epochs; from the fifth on lr is multiplied by 0.85 after every epoch. Published accuracy: 98.5 %.
 """
 
 from __future__ import annotations
@@ -74,15 +77,18 @@ class LogMelFrontEnd(nn.Module):
         centred = wide - wide.mean(1, keepdim=True)
         return kaldi_filter_bank(centred, self.sample_rate, num_filters=self.num_filters)
 
-    def normalise(self, filter_bank: Tensor) -> Tensor:
-        """Pad or cut to T frames and normalise."""
+    def fit(self, filter_bank: Tensor) -> Tensor:
+        """Pad a filter bank (B, frames, F) with zeros or cut it to (B, T, F)."""
         frames = self.target_length - filter_bank.shape[1]
-        fitted = F.pad(filter_bank, (0, 0, 0, max(frames, 0)))[:, : self.target_length]
-        return (fitted - self.mean) / (2 * self.std)
+        return F.pad(filter_bank, (0, 0, 0, max(frames, 0)))[:, : self.target_length]
+
+    def normalise(self, filter_bank: Tensor) -> Tensor:
+        """(f - mean) / (2 std)."""
+        return (filter_bank - self.mean) / (2 * self.std)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Map (B, samples) to (B, T, F), in at least float32."""
-        return self.normalise(self.filter_bank(waveform))
+        return self.normalise(self.fit(self.filter_bank(waveform)))
 
 
 def mask_spectrogram(
@@ -231,9 +237,12 @@ class UniRepLKNetAudio(nn.Module):
         Raises:
             ValueError: waveform is not (B, samples) or shorter than a frame.
         """
-        spectrogram = self.front_end(waveform)
+        spectrogram = self.front_end.fit(self.front_end.filter_bank(waveform))
         if self.training:
-            spectrogram = shift_and_disturb(mask_spectrogram(spectrogram))
+            spectrogram = mask_spectrogram(spectrogram)
+        spectrogram = self.front_end.normalise(spectrogram)
+        if self.training:
+            spectrogram = shift_and_disturb(spectrogram)
         image = spectrogram.transpose(1, 2).unsqueeze(1)
         weight = self.network.get_parameter("downsample_layers.0.0.weight")
         return self.network(image.to(weight.dtype))

@@ -3,6 +3,9 @@
 Ding et al.: "UniRepLKNet", CVPR 2024, arXiv 2311.15599, section 3.3. The projection is that of Wang, Yu, Rao, Zhou, Lu:
 "P2P: Tuning Pre-trained Image Models for Point Cloud Analysis with Point-to-Pixel Prompting", NeurIPS 2022, arXiv
 2208.02812.
+
+Published training on ModelNet40: AdamW with lr 5e-4 and weight decay 0.05, cosine schedule, batches of 16, 300 epochs.
+Published accuracy: 93.2 % of all clouds, 90.3 % in the mean of the classes.
 """
 
 from __future__ import annotations
