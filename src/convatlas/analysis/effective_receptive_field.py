@@ -151,12 +151,17 @@ def erf_parts(maps: dict[str, Tensor], thresholds: Sequence[float] = THRESHOLDS)
     """A table of the areas and a picture for each map by name, for a report."""
     areas = {name: erf_area(contributions, thresholds) for name, contributions in maps.items()}
     rows: list[list[Cell]] = [
-        [name, *(cell for area in some for cell in (area.side, None if area.ratio is None else 100 * area.ratio))]
-        for name, some in areas.items()
+        [
+            100 * share,
+            *(cell for some in areas.values() for cell in (some[at].side, _percent(some[at].ratio))),
+        ]
+        for at, share in enumerate(thresholds)
     ]
-    columns = [
-        "map", *(text for share in thresholds for text in (f"side for {share:.0%}", f"area for {share:.0%} [%]"))
-    ]  # fmt: skip
+    several = len(maps) > 1
+    columns = ["share [%]"]
+    for name in maps:
+        of = f" of {name}" if several else ""
+        columns += [f"side{of} [pixels]", f"area{of} [%]"]
     caption = (
         "The smallest centred square that holds more than a share of all contributions, log10(map + 1); the area in "
         "percent of the image, a dash where no square below the whole image does."
@@ -190,6 +195,10 @@ def erf_section(model: nn.Module, inputs: tuple[Any, ...], *, layer: str | None 
         return None
     label = f"mean of {_RANDOM_IMAGES} random images of {' x '.join(map(str, example.shape[2:]))}"
     return Section("Effective receptive field", erf_parts({label: contributions}))
+
+
+def _percent(ratio: float | None) -> float | None:
+    return None if ratio is None else 100 * ratio
 
 
 @contextmanager
