@@ -208,9 +208,9 @@ class UniRepLKNetBlock(_Block):
         block.grn.gamma = self.grn.gamma
         weight, bias = fold_norm(self.pwconv2, self.ffn_norm)
         if self.grn.beta is not None:
-            bias = bias + weight @ self.grn.beta.detach().flatten().double()
+            bias = bias + weight @ self.grn.beta.detach().flatten().to(weight.dtype)
         if isinstance(self.layer_scale, LayerScale):
-            gamma = self.layer_scale.gamma.detach().double()
+            gamma = self.layer_scale.gamma.detach().to(weight.dtype)
             weight, bias = weight * gamma[:, None], bias * gamma
         block.pwconv2.weight, block.pwconv2.bias = parameter(weight), parameter(bias)
         return block.to(old.device).train(self.training)

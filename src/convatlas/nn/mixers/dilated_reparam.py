@@ -153,12 +153,15 @@ def fold_norm(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
         norm: with weight, bias, running statistics and eps.
 
     Returns:
-        Both in float64.
+        Both in float64; in float32 on devices that have no float64.
     """
-    scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
-    weight = layer.weight.detach().double()
-    bias = -norm.running_mean.double() if layer.bias is None else layer.bias.detach().double() - norm.running_mean
-    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), norm.bias.detach().double() + bias * scale
+    wide = torch.float32 if layer.weight.device.type == "mps" else torch.float64
+    scale = norm.weight.detach().to(wide) * (norm.running_var.to(wide) + norm.eps).rsqrt()
+    weight = layer.weight.detach().to(wide)
+    bias = -norm.running_mean.to(wide)
+    if layer.bias is not None:
+        bias = bias + layer.bias.detach()
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), norm.bias.detach().to(wide) + bias * scale
 
 
 def merge_dilated_into_large_kernel(large: Tensor, dilated: Tensor, dilation: int) -> Tensor:
