@@ -20,23 +20,19 @@ from convatlas.training.task import split_settings
 
 REPEATED = ("pvt", "pvt_large", "cvt_21", "uniformer", "uniformer_base")
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
-ELSEWHERE = {"tvconv_face", "spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
 ELSEWHERE = {
     *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
-    *("spatiospatial", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"),
-ELSEWHERE = {
-    "spatiospatial",
-    "uniformer3d",
-    "uniformer3d_base",
-    "uniformer3d_ss",
-    "tract_cifar10",
-    "tract_cifar10_adam",
-    "tract_resnet",
+    *("spatiospatial", "unireplknet_video", "uniformer3d", "uniformer3d_base", "uniformer3d_ss"),
+    *("tract_cifar10", "tract_cifar10_adam", "tract_resnet", "tvconv_face"),
 }
 RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 UNIFORMER = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "head_dim": 4}
 LIGHT = {**UNIFORMER, "prune_ratios": [[1], [0.5]], "trade_offs": [[1], [0.5]]}
+ELSEWHERE = {"spatiospatial", "unireplknet_video", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
+RECIPES = set(Recognition.recipes()) - ELSEWHERE
+HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
+UNIREPLKNET = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": [[3], [7], [3], [0]]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 DHVT = ("dhvt_cifar", "dhvt_domain", "dhvt_imagenet", "dhvt_finetune")
@@ -61,6 +57,7 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("hornet", "hornet_384"), HORNET),
     **{key: {"depths": [[1, 1, 0]], "dims": [8, 8], "num_heads": [1, 2]} for key in ("crossvit", "crossvit_384")},
     **{key: {"depth": 1, "dim": 16, "num_heads": 2} for key in DHVT},
+    **{f"unireplknet{kind}": UNIREPLKNET for kind in ("", "_22k", "_384", "_384_large")},
     "phresnet_cifar": {"depths": [1, 1], "widths": [8, 8]},
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
@@ -94,6 +91,10 @@ RATES = {
     "dhvt_domain": {0: 1e-6, 20: 5e-4, 300: 1e-5},
     "dhvt_imagenet": {0: 1e-6, 10: 5e-4, 300: 1e-5},
     "dhvt_finetune": {0: 1e-6, 2: 2.5e-4, 100: 1e-6},
+    "unireplknet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
+    "unireplknet_22k": {0: 1e-6, 5: 4e-3, 90: 1e-6},
+    "unireplknet_384": {0: 5e-5, 30: 1e-6},
+    "unireplknet_384_large": {0: 5e-5, 20: 1e-6},
     "phresnet_cifar": {0: 0.1, 100: 0.05},
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
@@ -133,6 +134,10 @@ BATCHES = {
     "dhvt_domain": 256,
     "dhvt_imagenet": 512,
     "dhvt_finetune": 256,
+    "unireplknet": 4096,
+    "unireplknet_22k": 4096,
+    "unireplknet_384": 512,
+    "unireplknet_384_large": 512,
     "phresnet_cifar": 128,
     "phvgg_cifar": 128,
     "phnn_svhn": 128,
@@ -173,6 +178,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "crossvit": {"drop_path": 0.1, "image_sizes": None},
     "crossvit_384": {"preprocess": Preprocess(size=408, crop=1.0)},
     **{key: {"drop_path": 0.1} for key in DHVT},
+    "unireplknet": {"drop_path": 0.2, "head_init_scale": 1.0},
+    "unireplknet_22k": {"drop_path": 0.1, "num_classes": 21841},
+    "unireplknet_384": {"drop_path": 0.2, "head_init_scale": 0.001},
+    "unireplknet_384_large": {"drop_path": 0.3, "head_init_scale": 0.001},
     "phresnet_cifar": {"n": 4, "algebra": "learned"},
     "phvgg_cifar": {"n": 4, "dropout": 0.5},
     "phnn_svhn": {"n": 4, "algebra": "learned"},
@@ -241,6 +250,10 @@ def test_published_augmentation(recipe: str) -> None:
         "convnext_study": (0.8, 1.0, *strong),
         "hornet": (0.8, 1.0, *strong),
         "hornet_384": (0.0, 0.0, *strong),
+        "unireplknet": (0.8, 1.0, *strong),
+        "unireplknet_22k": (0.8, 1.0, *strong),
+        "unireplknet_384": (0.0, 0.0, *strong),
+        "unireplknet_384_large": (0.0, 0.0, 0.3, *strong[1:]),
         "deepmad_r": (0.2, 0.0, 0.1, 0.2, "rand-m9-mstd0.5-inc1"),
         "convfirst": (0.2, 1.0, *strong),
         "deepmad": (0.8, 0.0, *strong),
@@ -256,6 +269,8 @@ def test_published_augmentation(recipe: str) -> None:
     assert training.ema == (0.9999 if averaged else 0.99996 if labelled else None)
     assert augment.auto_augment == (recipe == "uniformer_xxs")
     assert bool(training.methods) == labelled
+    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384", "unireplknet_384_large")
+    assert training.ema == (0.9999 if averaged else None)
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
@@ -265,6 +280,8 @@ def test_published_augmentation(recipe: str) -> None:
         "hornet_384": 1e-8,
         "crossvit_384": 1e-8,
         "dhvt_finetune": 1e-8,
+        "unireplknet_384": 1e-8,
+        "unireplknet_384_large": 1e-8,
         "cvt_21": 0.1,
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import convatlas.nn.conv
 from convatlas import catalog
+from convatlas.analysis.effective_receptive_field import erf_section
 from convatlas.analysis.waterline import Machine, waterline_section
 from convatlas.cost import Cost, ModuleCost, cost
 from convatlas.hooks import record
@@ -396,6 +397,10 @@ def _features(subject: Subject) -> Section | None:
     return Section("Feature pyramid", [Table("Feature maps", columns, rows, caption)])
 
 
+def _receptive_field(subject: Subject) -> Section | None:
+    return erf_section(subject.model, subject.inputs)
+
+
 def _changes(subject: Subject) -> Section:
     return Section("What can be changed", [*_merging(subject), *_convolutions(subject)])
 
@@ -533,4 +538,14 @@ def _published(subject: Subject) -> Section | None:
 
 
 #: What a report says of a model, in this order.
-SECTIONS: list[Maker] = [_size, _time_and_memory, _waterline, _stages, _features, _changes, _published, _layers]
+SECTIONS: list[Maker] = [
+    _size,
+    _time_and_memory,
+    _waterline,
+    _stages,
+    _features,
+    _receptive_field,
+    _changes,
+    _published,
+    _layers,
+]

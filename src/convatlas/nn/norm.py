@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelLayerNorm", "Float32LayerNorm"]
+__all__ = ["ChannelLayerNorm", "Float32LayerNorm", "GlobalResponseNorm"]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -46,3 +46,30 @@ class Float32LayerNorm(nn.LayerNorm):
         dtype = torch.promote_types(x.dtype, torch.float32)
         wide = F.layer_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
         return wide.to(x.dtype)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Scale each channel by how strong it is over the positions, compared with the mean channel; channels are last.
+
+    Woo et al.: "ConvNeXt V2", CVPR 2023, arXiv 2301.00808, section 3: with G the L2 norm of a channel over all
+    positions and N = G / (mean of G over the channels + eps), y = (gamma N + 1) x + beta. It begins as the identity.
+
+    Args:
+        channels: size of the last axis.
+        eps: added to the mean.
+        bias: whether there is a beta.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6, *, bias: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        # Four axes, as published: parameters of one axis are left out of weight decay, these are not.
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        strength = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        relative = strength / (strength.mean(-1, keepdim=True) + self.eps)
+        y = x * (self.gamma * relative + 1)
+        return y if self.beta is None else y + self.beta

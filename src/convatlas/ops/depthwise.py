@@ -3,7 +3,8 @@
 Torch computes a depthwise convolution on a CPU by one of several kernels of oneDNN, chosen by layout and size. In the
 usual layout (B, C, H, W) kernels wider than nine taps fall to one that is an order of magnitude slower, and so does the
 backward pass of kernels from about five; with channels last, or with the long side of the kernel upright, neither
-happens. The changes of layout cost far less than they save.
+happens. The changes of layout cost far less than they save. For large kernels with a dilation, zeros in the gaps of the
+kernel cost less than the dilation does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ __all__ = ["depthwise_conv"]
 
 #: Longest row of taps that oneDNN's fast kernels for (B, C, H, W) take.
 _LONGEST_ROW = 9
+#: Shortest row of taps that is slower with a dilation than with zeros in its gaps.
+_SHORTEST_FILLED = 7
 #: Shortest kernel whose backward pass is faster with channels last.
 _SHORTEST_TRAINED = 5
 
@@ -41,6 +44,8 @@ def _auto(
         return "torch"
     *rows, row = weight.shape[2:]
     column = rows[0] if rows else 1
+    if x.dim() == 4 and min(row, column) >= _SHORTEST_FILLED and max(dilation) > 1:
+        return "filled"
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return "torch"
     if row > _LONGEST_ROW and column == 1:
@@ -72,8 +77,9 @@ def depthwise_conv(
         bias: (m C) or None.
         stride, padding, dilation: in positions, one number for all axes or one each; padding is with zeros.
         backend: ``auto``; ``naive`` (a sum over the taps); ``torch`` (torch's own call in the layout of x);
-            ``channels_last`` (the same with channels last, for maps); ``turned`` (the same with the last two axes
-            exchanged, for signals and maps).
+            ``channels_last`` (the same with channels last, for maps); ``filled`` (``channels_last`` with zeros in the
+            gaps that a dilation makes, for maps); ``turned`` (torch's call with the last two axes exchanged, for
+            signals and maps).
 
     Returns:
         (B, m C, *size) with size = floor((size + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1 on each
@@ -153,6 +159,23 @@ def _channels_last(
     moved = x.contiguous(memory_format=torch.channels_last)
     y = F.conv2d(moved, weight, bias, stride, padding, dilation, x.shape[1])
     return y.contiguous() if x.is_contiguous() else y
+
+
+@_backends.register(
+    "filled", refuses=lambda x, *_: None if x.dim() == 4 else f"it takes (B, C, H, W), got {x.dim()} dimensions"
+)
+def _filled(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    sides = [gap * (taps - 1) + 1 for gap, taps in zip(dilation, weight.shape[2:], strict=True)]
+    filled = weight.new_zeros(*weight.shape[:2], *sides)
+    filled[..., :: dilation[0], :: dilation[1]] = weight
+    return _channels_last(x, filled, bias, stride, padding, (1, 1))
 
 
 @_backends.register("turned", refuses=lambda x, *_: "it takes signals and maps, got a volume" if x.dim() == 5 else None)

@@ -44,10 +44,12 @@ OPERATORS = [
         reaching={
             "torch": _single(_example((7, 5), (3, 3))),
             "channels_last": _single(_example((7, 5), (5, 5)), trained=True),
+            "filled": _single(_example((9, 7), (7, 9), dilation=2)),
             "turned": _single(_example((3, 15), (1, 11))),
         },
         refused={
             "channels_last": _example((9,), (3,)),
+            "filled": _example((9,), (3,)),
             "turned": _example((3, 4, 5), (3, 3, 3)),
         },
     ),
