@@ -44,6 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phvgg_cifar": {"widths": [[8], [8]], "head_widths": [8, 8]},
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
+    "cross_d_resnet18": {"depths": [1, 1], "widths": [4, 4], "stem_width": 4},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -64,6 +65,7 @@ RATES = {
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
+    "cross_d_resnet18": {0: 1e-3, 29: 1e-3, 30: 1e-4, 60: 1e-5, 89: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -89,6 +91,7 @@ BATCHES = {
     "wavemix_cifar_sgd": 512,
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
+    "cross_d_resnet18": 512,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -113,6 +116,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"n": 4, "algebra": "learned"},
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
+    "cross_d_resnet18": {"depths": (2, 2, 2, 2), "centered": False},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -179,6 +183,7 @@ def test_published_augmentation(recipe: str) -> None:
         "cvt_finetune": 0.0,
         "deepmad_r": 5e-5,
         "deepmad": 5e-5,
+        "cross_d_resnet18": 0.01,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
