@@ -45,6 +45,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phnn_svhn": {"depths": [1, 1], "widths": [8, 8], "algebra": "quaternion"},
     **{key: {"depth": 1, "dim": 8} for key in WAVEMIX},
     "cross_d_resnet18": {"depths": [1, 1], "widths": [4, 4], "stem_width": 4},
+    "orthogonal_resnet": {"depths": [1, 1], "widths": [4, 4], "stem_width": 4},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -65,6 +66,7 @@ RATES = {
     "phvgg_cifar": {0: 0.01, 100: 0.005},
     "phnn_svhn": {0: 0.01, 50: 0.005 * (1 + 0.5**0.5)},
     **{key: {0: 0.001, 999: 0.001} for key in WAVEMIX},
+    "orthogonal_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3},
     "cross_d_resnet18": {0: 1e-3, 29: 1e-3, 30: 1e-4, 60: 1e-5, 89: 1e-5},
 }
 BATCHES = {
@@ -92,6 +94,7 @@ BATCHES = {
     "wavemix_imagenet": 128,
     "wavemix_imagenet_sgd": 128,
     "cross_d_resnet18": 512,
+    "orthogonal_resnet": 256,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -117,6 +120,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{key: {"dim": 320, "dropout": 0.5} for key in WAVEMIX[:2]},
     **{key: {"dim": 192, "level": 3} for key in WAVEMIX[2:]},
     "cross_d_resnet18": {"depths": (2, 2, 2, 2), "centered": False},
+    "orthogonal_resnet": {"depths": (3, 4, 6, 3)},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -184,12 +188,17 @@ def test_published_augmentation(recipe: str) -> None:
         "deepmad_r": 5e-5,
         "deepmad": 5e-5,
         "cross_d_resnet18": 0.01,
+        "orthogonal_resnet": 1e-4,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
     assert training.weight_decay == decay.get(recipe, 0.05)
     assert (training.optimizer == "sgd") == (
-        recipe in ("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2])
+        recipe
+        in (
+            *("eca_resnet", "eca_mobilenet_v2", "cvt_finetune", "deepmad_r", "deepmad", "orthogonal_resnet"),
+            *WAVEMIX[1::2],
+        )
         or hypercomplex
     )
     assert training.repeated_augmentation == (3 if recipe in ("pvt", "pvt_large", "cvt_21") else 1)
