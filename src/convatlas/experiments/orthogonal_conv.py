@@ -157,7 +157,7 @@ def _trained(weight: float, seed: int, advance: Callable[..., None]) -> _Trained
     parts = stratified_split(read_images("digits")["all"], {"train": 0.5, "test": 0.5}, seed)
     images, labels = [], []
     for part in parts.values():
-        pixels = torch.stack([torch.from_numpy(part.image(index)[..., 0]) for index in range(len(part))])
+        pixels = torch.stack([torch.tensor(part.image(index)[..., 0]) for index in range(len(part))])
         images.append(pixels[:, None].float() / pixels.max())
         labels.append(torch.from_numpy(part.labels))
     seed_everything(seed)
@@ -316,7 +316,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     claim = Claim.judge(
         f"With lambda = {strongest:g} the network is more robust",
         published="robustness grows with lambda",
-        statistic=f"accuracy on {ATTACKED} images moved along the sign of the gradient, with the regulariser less without",
+        statistic=f"accuracy on {ATTACKED} attacked images, with the regulariser less without",
         value=found[strongest][1] - found[0.0][1],
         at_least=0.0,
         seeds=1,
