@@ -1,7 +1,7 @@
 """Does the regulariser make convolutions orthogonal wherever that can be, and networks more robust?
 
 Achour, Malgouyres, Mamalet: "Existence, Stability and Scalability of Orthogonal Convolutional Neural Networks", JMLR
-23, 2022, arXiv 2108.05623. It tells which convolutions can be orthogonal, that L_orth finds them but in the square case,
+23, 2022, arXiv 2108.05623. It tells which convolutions can be orthogonal, that L_orth finds them but if square,
 that the error does not grow with the input, and that the weight of the regulariser trades accuracy for robustness.
 """
 

@@ -1,7 +1,7 @@
 """Singular values of convolutions on signals of a given size, for circular padding.
 
 Sedghi, Gupta, Long: "The Singular Values of Convolutional Layers", ICLR 2019, arXiv 1805.10408. The matrix of a
-circular convolution is block diagonal in the Fourier basis: each frequency has a matrix of its own between the channels.
+circular convolution is block diagonal in the Fourier basis: each frequency has a matrix between the channels.
 With a stride of S those frequencies that fall on one another when every S-th sample is taken share a block, so that it
 has S times as many columns for each axis.
 """
