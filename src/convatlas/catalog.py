@@ -43,6 +43,7 @@ TASKS: dict[str, str] = {
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {
+    "density": "training.density:DensityTraining",
     "orthogonality": "training.orthogonality:Orthogonality",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
     "tract": "training.tract:TrAct",
