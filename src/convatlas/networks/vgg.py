@@ -1,8 +1,8 @@
 """VGG for small images, with batch norm: the plain chain of 3x3 convolutions, or with a density in its kernels.
 
-Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556, in
-the form for images of 32 pixels with one linear layer. With a density it is a network of Cammarasana, Patane: "Optimal
-Weighted Convolution for Classification and Denosing", 2025, arXiv 2505.24558.
+Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556,
+in the form for images of 32 pixels with one linear layer. With a density it is a network of Cammarasana, Patane:
+"Optimal Weighted Convolution for Classification and Denosing", 2025, arXiv 2505.24558.
 """
 
 from __future__ import annotations

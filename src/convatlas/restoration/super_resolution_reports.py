@@ -256,7 +256,7 @@ def curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
 
     return [
         Lines("PSNR", "epoch", "validation PSNR, not rounded [dB]", series("val_psnr")),
-        Lines("Loss", "epoch", "training loss (mean squared error)", series("train_loss"), log_y=True),
+        Lines("Loss", "epoch", "training loss", series("train_loss")),
     ]
 
 
@@ -294,9 +294,10 @@ def cost_table(tasks: Mapping[str, Any], runs: Mapping[str, Run]) -> Table:
         ),
     ]
     big = f"{width * next(iter(tasks.values())).scale} x {height * next(iter(tasks.values())).scale}"
+    enlarged = f", enlarged to {big}" if next(iter(tasks.values())).scale > 1 else ""
     caption = (
-        f"A frame is {width} x {height}, enlarged to {big}; the times are medians of repeated passes, the "
-        "multiply-adds those of convolutions."
+        f"A frame is {width} x {height}{enlarged}; the times are medians of repeated passes, the multiply-adds those "
+        "of convolutions."
     )
     highlight: Any = dict.fromkeys(columns[1:5], "min") if len(rows) > 1 else {}
     return Table("Cost on this machine", columns, rows, caption, highlight)
