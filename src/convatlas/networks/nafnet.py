@@ -6,8 +6,9 @@ network of Cammarasana, Patane: "Optimal Weighted Convolution for Classification
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from convatlas.networks.base import Denoiser, DenoiserConfig
 from convatlas.nn.conv.weighted_conv import BEST_DENSITIES, WeightedConv2d
 from convatlas.nn.norm import ChannelLayerNorm
+from convatlas.weights import Layout
 
 __all__ = ["VARIANTS", "NAFBlock", "NAFNet", "NAFNetConfig", "SimpleGate", "SimplifiedChannelAttention"]
 
@@ -119,6 +121,8 @@ class NAFNet(Denoiser):
     Args:
         config: what to build.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {"authors": Layout(renames=((r"(^|\.)sca\.1\.", r"\1sca.conv."),))}
 
     def __init__(self, config: NAFNetConfig) -> None:
         super().__init__(config)
