@@ -45,6 +45,7 @@ TASKS: dict[str, str] = {
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {
     "density": "training.density:DensityTraining",
+    "learned_filters": "training.filter_learning:LearnedFilters",
     "orthogonality": "training.orthogonality:Orthogonality",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
     "tract": "training.tract:TrAct",
