@@ -295,7 +295,7 @@ def analyse_filters(subject: nn.Module | Tensor, *, size: int = 8) -> Report:
             "share",
             {each.name: each.effective_rank / min(each.shape[0], math.prod(each.shape[1:])) for each in measured[:24]},
         ),
-        Heatmap("Cosines of the first filters of the first layer", cosines, labels, labels),
+        Heatmap("Cosines of the first filters of the first layer", cosines, labels, labels, "filter", "filter"),
         Images("Filters of the first layer", [(_picture(first), f"{len(first)} filters")]),
     ]
     worst = max(measured, key=lambda each: each.coherence)

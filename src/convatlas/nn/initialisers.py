@@ -1,9 +1,9 @@
 """Initial weights: the classical distributions with groups, orthogonal ones, and those that look at data.
 
 "On filter design in deep convolutional neural network", 2024, and the papers that it surveys: LeCun et al. 1998;
-Glorot, Bengio 2010; He et al., arXiv 1502.01852; Saxe et al., arXiv 1312.6120 (orthogonal); Xiao et al., arXiv 1806.05393
-(delta-orthogonal); Mishkin, Matas, arXiv 1511.06422 (LSUV); Salimans, Kingma, arXiv 1602.07868 (data-dependent);
-Zhang, Dauphin, Ma, arXiv 1901.09321 (Fixup); De, Smith, arXiv 2002.10444 (SkipInit).
+Glorot, Bengio 2010; He et al., arXiv 1502.01852; Saxe et al., arXiv 1312.6120 (orthogonal); Xiao et al., arXiv
+1806.05393 (delta-orthogonal); Mishkin, Matas, arXiv 1511.06422 (LSUV); Salimans, Kingma, arXiv 1602.07868
+(data-dependent); Zhang, Dauphin, Ma, arXiv 1901.09321 (Fixup); De, Smith, arXiv 2002.10444 (SkipInit).
 
 A weight is (out, in / groups, *kernel); fan_in = in / groups * taps and fan_out = out / groups * taps. Every function
 changes a weight and returns it; ``draw`` gives the random numbers, of the shape of the weight, in place of a generator.
@@ -468,8 +468,8 @@ def fixup_(model: nn.Module, branches: Sequence[Sequence[nn.Module]] | None = No
     """Fixup: the last layer of every residual branch is zero, the m - 1 others are scaled by L^(-1 / (2 m - 2)).
 
     L is the number of branches; the present weights, which should be He's, are scaled, and a linear layer that no
-    branch holds and that comes last, the classifier, becomes zero. SkipInit, a factor of zero at the end of a branch, is what
-    `convatlas.nn.scale.LayerScale` with an initial value of zero does.
+    branch holds and that comes last, the classifier, becomes zero. SkipInit, a factor of zero at the end of a branch,
+    is what `convatlas.nn.scale.LayerScale` with an initial value of zero does.
 
     Args:
         model: changed in place.
