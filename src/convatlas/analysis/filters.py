@@ -286,7 +286,7 @@ def analyse_filters(subject: nn.Module | Tensor, *, size: int = 8) -> Report:
     ]
     first = next(iter(weights.values())).detach().double().cpu()
     count = min(len(first), 16)
-    cosines = cosine_similarity(first[:count]).tolist()
+    cosines = cosine_similarity(first[:count]).abs().tolist()
     labels = [str(i) for i in range(count)]
     parts: list[Any] = [
         Table("Filters of each layer", columns, rows, f"Spectra are those of circular maps of {size} x {size}."),
@@ -295,7 +295,9 @@ def analyse_filters(subject: nn.Module | Tensor, *, size: int = 8) -> Report:
             "share",
             {each.name: each.effective_rank / min(each.shape[0], math.prod(each.shape[1:])) for each in measured[:24]},
         ),
-        Heatmap("Cosines of the first filters of the first layer", cosines, labels, labels, "filter", "filter"),
+        Heatmap(
+            "Cosines of the first filters of the first layer, in magnitude", cosines, labels, labels, "filter", "filter"
+        ),
         Images("Filters of the first layer", [(_picture(first), f"{len(first)} filters")]),
     ]
     worst = max(measured, key=lambda each: each.coherence)

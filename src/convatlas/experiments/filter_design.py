@@ -1,4 +1,4 @@
-"""Do filters that are designed or learned without labels beat random ones, and does the start decide whether depth works?
+"""Do filters that are designed or learned without labels beat random ones, and does depth need a good start?
 
 "On filter design in deep convolutional neural network", 2024. With few labels, filters that look like those of trained
 networks are better than random ones; without normalisation, a deep network learns or not by how its filters are drawn.
@@ -268,9 +268,8 @@ def _geometric(found: Sequence[Sequence[float]]) -> list[float]:
 
 def _depth_section(trained: Mapping[str, Sequence[float]]) -> Section:
     judged: dict[str, Any] = {"at_least": LEARNED, "unit": "points", "seeds": len(SEEDS)}
-    statistic = (
-        f"accuracy of {TRAINED_DEPTH} layers without normalisation after {EPOCHS} epochs, less that from N(0, 0.01)"
-    )
+    layers = f"{TRAINED_DEPTH} layers without normalisation after {EPOCHS} epochs"
+    statistic = f"accuracy of {layers}, less that from N(0, 0.01)"
     claims = [
         Claim.judge(
             f"From {name} a deep plain network learns where from N(0, 0.01) it does not",

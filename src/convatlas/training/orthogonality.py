@@ -10,7 +10,7 @@ Biases and batch norms change norms as well.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -203,7 +203,7 @@ class Orthogonality(Method):
                     orthogonal_conv_init_(each.conv)
         if regularizer.hard and self.penalty == "l_orth":
             names = ", ".join(regularizer.hard[:4])
-            warnings.warn(f"M = C*S^d is hard to optimise; so are {names}", stacklevel=2)
+            logging.getLogger(__name__).warning("M = C*S^d is hard to optimise; so are %s", names)
         return model
 
     def losses(self, model: nn.Module, batch: Any, loss_fn: LossFn) -> dict[str, Tensor]:
