@@ -207,8 +207,10 @@ def receptive_field(model: nn.Module, input_size: Sequence[int], layer: str | No
     if not maps:
         raise Unsupported("no layer of the model puts out a map")
     output = maps[-1]
-    middle = output[(0, slice(None), *(size // 2 for size in output.shape[2:]))].sum()
-    (gradient,) = torch.autograd.grad(middle, x)
+    middle = output[0]
+    for size in reversed(output.shape[2:]):
+        middle = middle.select(-1, size // 2)
+    (gradient,) = torch.autograd.grad(middle.sum(), x)
     reached = gradient[0].abs().sum(0) > 0
     extents = []
     for axis in range(dims):

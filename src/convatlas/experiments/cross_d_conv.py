@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 
 from convatlas.data.images import ImageSet, read_images
 from convatlas.data.transforms import Preprocess
-from convatlas.data.volumes import montage, volume_files
 from convatlas.experiments.small_training import device, finished, one_thread, progress, train_by_recipe
 from convatlas.networks.cross_d_resnet import CrossDResNetConfig
 from convatlas.networks.registry import create_model
 from convatlas.networks.resnet import ResNetConfig
 from convatlas.nn.conv.cross_d_conv import convert_to_3d
+from convatlas.recognition.task import Recognition
 from convatlas.report import Bars, Cell, Claim, Images, Report, Section, Table
 from convatlas.training.sampling import seed_everything
 from convatlas.weights import load_weights
@@ -163,7 +164,7 @@ def _outcome(seed: int, advance: Callable[..., None]) -> _Outcome:
     for name, config in (("Cross-D", CrossDResNetConfig(**SIZES)), ("plain", ResNetConfig(**SIZES))):
         seed_everything(seed)
         networks[name] = config.build()
-        _train(networks[name], train, seed, lambda name=name: advance(f"training {name}"))
+        _train(networks[name], train, seed, partial(advance, f"training {name}"))
         accuracy[name] = _accuracy(networks[name], test)
     seed_everything(seed)
     untrained = CrossDResNetConfig(**SIZES).build()
@@ -264,9 +265,13 @@ def _transfer_section(outcomes: Sequence[_Outcome]) -> Section:
         ),
     ]
     rows: list[list[Cell]] = []
-    for kind, get in (("slices", lambda each: each.slices), ("volumes", lambda each: each.volumes)):
-        for name in get(outcomes[0]):
-            values = [get(each)[name] for each in outcomes]
+    found: dict[str, list[Mapping[str, float]]] = {
+        "slices": [each.slices for each in outcomes],
+        "volumes": [each.volumes for each in outcomes],
+    }
+    for kind, accuracies in found.items():
+        for name in accuracies[0]:
+            values = [each[name] for each in accuracies]
             rows.append([f"{kind}: {name}", *values, statistics.mean(values)])
     columns = ["", *(f"seed {seed} [%]" for seed in SEEDS), "mean [%]"]
     caption = (
@@ -276,7 +281,7 @@ def _transfer_section(outcomes: Sequence[_Outcome]) -> Section:
     bars = {str(row[0]).removeprefix("volumes: "): float(row[-1] or 0) for row in rows if "volumes" in str(row[0])}
     shown = _solids(len(SHAPES), np.random.default_rng(0)).volumes[:, 0, ::2].clamp(0, 1)
     pictures = [
-        ((255 * montage(volume.numpy()[..., None])[..., 0]).astype(np.uint8), name)
+        ((255 * volume.transpose(0, 1).flatten(1)).numpy().astype(np.uint8).repeat(4, 0).repeat(4, 1), name)
         for volume, name in zip(shown, SHAPES, strict=True)
     ]
     parts: list[Any] = [
@@ -312,7 +317,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
         model: train_by_recipe(RECIPE, Path(folder) / model, model=model, **settings)
         for model in ("cross_d_resnet18", "resnet18")
     }
-    sets = read_images(Path(data) / "volumes", kind=volume_files())
+    sets = read_images(Path(data) / "volumes", kind=Recognition(model="cross_d_resnet18_3d").files)
     weights = {model: done.run.folder / "checkpoints" / "best.safetensors" for model, done in runs.items()}
     classes = {model: len(done.task.classes) for model, done in runs.items()}
     options: dict[str, Any] = changes.get("options", {})
@@ -323,7 +328,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     plain = create_model("resnet18", num_classes=classes["resnet18"], **options)
     load_weights(plain, weights["resnet18"])
     for inflation in ("centre", "mean"):
-        networks[f"plain, {inflation}"] = convert_to_3d(plain, inflation=inflation).model  # type: ignore[arg-type]
+        networks[f"plain, {inflation}"] = convert_to_3d(plain, inflation=inflation).model
     train, test = sets["train"], sets.get("test", sets.get("val", sets["train"]))
     accuracy = {name: _nearest(network, train, test) for name, network in networks.items()}
     claims = [

@@ -127,7 +127,7 @@ def _bank(name: str, images: Tensor, seed: int) -> FilterBank:
         filters = gabor_bank(SIDE, (3.0, 5.0), orientations=6)[:COUNT]
     else:
         count = min(COUNT, SIDE**2 - 2) if name == "ica" else COUNT
-        return learn_filters(images, name, SIDE, count, n_patches=PATCHES, seed=seed)
+        return learn_filters(list(images), name, SIDE, count, n_patches=PATCHES, seed=seed)
     return FilterBank(filters[:, None].float(), torch.zeros(len(filters)))
 
 
@@ -329,5 +329,9 @@ def full(data: str | Path, folder: str | Path) -> Report:
     )
     columns = ["filters", *(f"{count} labels a class [%]" for count in counts)]
     curves = {name: (counts, values) for name, values in found.items()}
-    parts = [claim, Table("Accuracy", columns, rows), Lines("Accuracy", "labels of each class", "right [%]", curves)]
+    parts: list[Any] = [
+        claim,
+        Table("Accuracy", columns, rows),
+        Lines("Accuracy", "labels of each class", "right [%]", curves),
+    ]
     return finished("Filter design: full test of its claims", [Section("Fixed filters", parts)], data=str(data))

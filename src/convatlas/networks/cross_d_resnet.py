@@ -36,7 +36,7 @@ class CrossDResNetConfig(ResNetConfig):
 
     num_classes: int = 165
     centered: bool = False
-    preprocess: Preprocess | VolumePreprocess = field(default_factory=lambda: _IMAGES)
+    preprocess: Preprocess | VolumePreprocess = field(default_factory=lambda: _IMAGES)  # type: ignore[assignment]
 
     def build(self) -> CrossDResNet:
         return CrossDResNet(self)

@@ -227,14 +227,21 @@ def delta_orthogonal_(
     Raises:
         ValueError: there are fewer outputs than inputs.
     """
-    out, channels, *kernel = weight.shape
+    out, channels = weight.shape[:2]
     if out < channels:
         raise ValueError(f"weight must have at least as many outputs as inputs, got {out} and {channels}")
     with torch.no_grad():
         matrix = _normal(weight.new_empty(out, channels), draw, generator)
         weight.zero_()
-        weight[(..., *(size // 2 for size in kernel))] = gain * _orthonormal(matrix)
+        _centre(weight).copy_(gain * _orthonormal(matrix))
         return weight
+
+
+def _centre(weight: Tensor) -> Tensor:
+    """The tap k // 2 of every kernel, (out, in), as a view."""
+    for size in reversed(weight.shape[2:]):
+        weight = weight.select(-1, size // 2)
+    return weight
 
 
 def dirac_(weight: Tensor, groups: int = 1) -> Tensor:
@@ -243,8 +250,7 @@ def dirac_(weight: Tensor, groups: int = 1) -> Tensor:
     with torch.no_grad():
         weight.zero_()
         for part in weight.chunk(groups):
-            centre = part[(..., *(size // 2 for size in weight.shape[2:]))]
-            centre.diagonal().fill_(1)
+            _centre(part).diagonal().fill_(1)
         return weight
 
 
@@ -395,7 +401,8 @@ def data_dependent_(model: nn.Module, batch: Tensor | tuple[Any, ...]) -> None:
         layer.weight /= deviation.to(layer.weight.dtype).view(-1, *(1,) * (layer.weight.dim() - 1))
         if layer.bias is not None:
             layer.bias.copy_((layer.bias.double() - mean) / deviation)
-        return layer.forward(*args)  # type: ignore[no-any-return]
+        output = layer.forward(*args)
+        return output
 
     _pass(model, batch, correct)
 

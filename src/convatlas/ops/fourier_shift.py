@@ -75,7 +75,7 @@ def _slicing_matrix(size: int, shift: Tensor) -> Tensor:
     angle = 2 * math.pi / size * distance[..., None] * frequency
     real, imaginary = angle.cos().mean(-1), angle.sin().mean(-1)
     depth, height, width = zip(real.unbind(1), imaginary.unbind(1), strict=True)
-    depth = tuple(part[:, size // 2] for part in depth)
+    depth = (depth[0][:, size // 2], depth[1][:, size // 2])
     plane = _product("bya,bzc->bacyz", height, width)
     return _product("bd,bacyz->bdacyz", depth, plane)[0].flatten(4).flatten(1, 3)
 

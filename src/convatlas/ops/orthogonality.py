@@ -155,7 +155,7 @@ def _naive(weight: Tensor, stride: int, groups: int) -> Tensor:
     for kernel in weight.chunk(groups):
         products = _CONVS[dims](kernel, kernel, stride=stride, padding=reach)  # CONV(K, K)
         identity = torch.zeros_like(products)
-        identity[(..., *(reach // stride,) * dims)] = torch.eye(len(kernel), dtype=weight.dtype, device=weight.device)
+        _tap(identity, reach // stride).copy_(torch.eye(len(kernel), dtype=weight.dtype, device=weight.device))
         unavoidable = max(0, len(kernel) - kernel.shape[1] * stride**dims)
         total = total + (products - identity).square().sum() - unavoidable
     return total
@@ -174,7 +174,7 @@ def _half(weight: Tensor, stride: int, groups: int) -> Tensor:
         padded = F.pad(kernel, (0, 0) * (dims - 1) + (reach, 0))
         products = _CONVS[dims](padded, kernel, stride=stride, padding=(0, *(reach,) * (dims - 1)))
         centre = products[:, :, -1]
-        middle = centre[(..., *(reach // stride,) * (dims - 1))]
+        middle = _tap(centre, reach // stride)
         # ||X - 1||^2 = ||X||^2 - 2 tr X + M
         whole = 2 * products[:, :, :-1].square().sum() + centre.square().sum()
         total = total + whole - 2 * middle.diagonal().sum() + rows - max(0, rows - channels * stride**dims)
@@ -308,11 +308,21 @@ def _check_shape(kernel_size: int, stride: int, dims: int) -> None:
         raise ValueError(f"stride must be at least 1, got {stride}")
 
 
+def _tap(products: Tensor, place: int) -> Tensor:
+    """The same place along every axis behind the channels, (out, out), as a view."""
+    while products.dim() > 2:
+        products = products.select(-1, place)
+    return products
+
+
 def _dilated(weight: Tensor, dilation: int) -> Tensor:
     """The kernel with zeros between its taps."""
     if dilation == 1:
         return weight
     sizes = [dilation * (size - 1) + 1 for size in weight.shape[2:]]
     spread = weight.new_zeros(*weight.shape[:2], *sizes)
-    spread[(..., *(slice(None, None, dilation),) * len(sizes))] = weight
+    taps = spread
+    for axis in range(2, weight.dim()):
+        taps = taps.unfold(axis, 1, dilation).squeeze(-1)
+    taps.copy_(weight)
     return spread

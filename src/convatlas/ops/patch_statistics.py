@@ -64,11 +64,14 @@ def principal_components(patches: Tensor) -> Components:
     """
     _check(patches)
     mean = patches.mean(0)
-    covariance = sum((part - mean).T @ (part - mean) for part in patches.split(_CHUNK)) / len(patches)
-    values, vectors = _eigen(covariance)  # type: ignore[arg-type]
+    covariance = patches.new_zeros(len(mean), len(mean))
+    for part in patches.split(_CHUNK):
+        covariance += (part - mean).T @ (part - mean)
+    covariance = covariance / len(patches)
+    values, vectors = _eigen(covariance)
     if not float(values[0]) > 0:
         raise ValueError("patches must differ, but all are equal")
-    return Components(mean, covariance, values, vectors)  # type: ignore[arg-type]
+    return Components(mean, covariance, values, vectors)
 
 
 def pcanet_components(patches: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def _auto(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Sizes, padding: _Sizes, dilation: _Sizes, groups: int
 ) -> str:
     # The groups of an exported graph cannot follow its batch; on a GPU a convolution of many groups is slow.
-    lowered = isinstance(x.shape[0], torch.SymInt) or (
+    batch: object = x.shape[0]
+    lowered = isinstance(batch, torch.SymInt) or (
         x.device.type == "cuda" and math.prod(weight.shape[2:]) <= _LARGEST_LOWERED
     )
     return "matmul" if x.dim() == 4 and lowered else "grouped"
@@ -111,7 +112,8 @@ def _refuses_matmul(
 def _matmul(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Sizes, padding: _Sizes, dilation: _Sizes, groups: int
 ) -> Tensor:
-    batch, out, _, *kernel = weight.shape
+    batch, out = weight.shape[:2]
+    kernel = (weight.shape[3], weight.shape[4])
     places = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     height, width = ((size + 2 * pad - step * (taps - 1) - 1) // jump + 1 for size, taps, jump, pad, step in places)
     windows = F.unfold(x, kernel, dilation, padding, stride).unflatten(1, (groups, -1))

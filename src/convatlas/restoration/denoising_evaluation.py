@@ -157,7 +157,7 @@ def measure_cleaned(model: Denoiser, name: str, sample: Sample, noise: Noise) ->
     weight = next(model.parameters())
     result = in_tiles(model, noisy[None].to(weight.device, weight.dtype))[0].float().cpu().clamp(0, 1)
     shown = _squares(noisy, result, truth)
-    return Cleaned(name, tuple(truth.shape[1:]), quality_of(noisy, truth), quality_of(result, truth), shown)
+    return Cleaned(name, (truth.shape[1], truth.shape[2]), quality_of(noisy, truth), quality_of(result, truth), shown)
 
 
 def quality_of(result: Tensor, truth: Tensor) -> Quality:

@@ -203,14 +203,16 @@ class _Weighted(DerivedConv):
         with torch.no_grad():
             if self.rescale_init:
                 phi = layer.parametrizations.weight[0].phi()
-                weight *= (phi.numel() / phi.square().sum()).sqrt()
+                weight.mul_((phi.numel() / phi.square().sum()).sqrt())
             if layer.bias is not None:
                 layer.bias.zero_()
 
     @property
     def phi(self) -> Tensor:
         """Phi, of the shape of a kernel."""
-        return self.parametrizations.weight[0].phi()  # type: ignore[attr-defined, no-any-return]
+        layer: Any = self
+        phi: Tensor = layer.parametrizations.weight[0].phi()
+        return phi
 
 
 class _WeightedConv(_Weighted):
@@ -340,7 +342,8 @@ def bake(layer: nn.Module) -> nn.Module:
     """
     if not isinstance(layer, _Weighted):
         raise Unsupported(f"it must be a weighted convolution, got {type(layer).__name__}")
-    return layer.to_conv()  # type: ignore[no-any-return]
+    conv: nn.Module = layer.to_conv()
+    return conv
 
 
 def apply_weighted_conv(
