@@ -38,6 +38,7 @@ _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
+    "denoising": "restoration.denoising:Denoising",
     "recognition": "recognition.task:Recognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",
 }
@@ -46,6 +47,9 @@ TASKS: dict[str, str] = {
 METHODS: dict[str, str] = {
     "additive_margin": "training.additive_margin:AdditiveMargin",
     "token_labelling": "training.token_labelling:TokenLabelling",
+    "density": "training.density:DensityTraining",
+    "learned_filters": "training.filter_learning:LearnedFilters",
+    "orthogonality": "training.orthogonality:Orthogonality",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
     "sam": "training.sam:SharpnessAware",
     "tract": "training.tract:TrAct",

@@ -16,11 +16,10 @@ from torch import nn
 
 from convatlas import catalog
 from convatlas.bench import (
-    eca,
-    fdconv,
     block_fusion,
     dilated_reparam,
     eca,
+    fdconv,
     fft_conv,
     hypercomplex,
     inception,

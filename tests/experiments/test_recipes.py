@@ -18,7 +18,6 @@ from convatlas.training.optim import learning_rate
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
-REPEATED = ("pvt", "pvt_large", "cvt_21", "uniformer", "uniformer_base")
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
 ELSEWHERE = {
     *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
@@ -29,13 +28,11 @@ RECIPES = set(Recognition.recipes()) - ELSEWHERE
 HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 UNIFORMER = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "head_dim": 4}
 LIGHT = {**UNIFORMER, "prune_ratios": [[1], [0.5]], "trade_offs": [[1], [0.5]]}
-ELSEWHERE = {"spatiospatial", "unireplknet_video", "tract_cifar10", "tract_cifar10_adam", "tract_resnet"}
-RECIPES = set(Recognition.recipes()) - ELSEWHERE
-HORNET = {"depths": [1, 1], "base_dim": 8, "orders": [1, 2], "filter_grids": [None, None]}
 UNIREPLKNET = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": [[3], [7], [3], [0]]}
 #: Two phases for small images, two for large ones.
 WAVEMIX = ("wavemix_cifar", "wavemix_cifar_sgd", "wavemix_imagenet", "wavemix_imagenet_sgd")
 DHVT = ("dhvt_cifar", "dhvt_domain", "dhvt_imagenet", "dhvt_finetune")
+REPEATED = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384", *DHVT[:3], "uniformer", "uniformer_base")
 #: The network of each recipe, small enough for a test.
 TINY: dict[str, dict[str, Any]] = {
     "inceptionnext": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
@@ -55,6 +52,7 @@ TINY: dict[str, dict[str, Any]] = {
         for key in ("cvt_13", "cvt_21", "cvt_384", "cvt_finetune")
     },
     **dict.fromkeys(("hornet", "hornet_384"), HORNET),
+    "as_vit": {"genotype": "4,1,2,1|2,1,2,1|2,1,2,1|2,1,2,1|8,4"},
     **{key: {"depths": [[1, 1, 0]], "dims": [8, 8], "num_heads": [1, 2]} for key in ("crossvit", "crossvit_384")},
     **{key: {"depth": 1, "dim": 16, "num_heads": 2} for key in DHVT},
     **{f"unireplknet{kind}": UNIREPLKNET for kind in ("", "_22k", "_384", "_384_large")},
@@ -66,6 +64,8 @@ TINY: dict[str, dict[str, Any]] = {
     "convfirst": {"depths": [1, 1], "dims": [8, 8], "block_types": ["convfirst", "mbconv"], "stem_width": 8},
     **dict.fromkeys(("uniformer", "uniformer_base", "uniformer_tl", "uniformer_tl_384"), UNIFORMER),
     **dict.fromkeys(("uniformer_xs", "uniformer_xxs"), LIGHT),
+    "cross_d_resnet18": {"depths": [1, 1], "widths": [4, 4], "stem_width": 4},
+    "orthogonal_resnet": {"depths": [1, 1], "widths": [4, 4], "stem_width": 4},
 }
 #: Learning rate at the beginning of an epoch, as published.
 RATES = {
@@ -84,6 +84,7 @@ RATES = {
     **{key: {0: 1e-06, 5: 0.002, 300: 1e-05, 309: 1e-05} for key in ("cvt_13", "cvt_21")},
     "cvt_finetune": {0: 0.01, 4: 0.005, 8: 0},
     "hornet": {0: 1e-6, 20: 4e-3, 300: 1e-6},
+    "as_vit": {0: 1e-6, 5: 1e-3, 300: 1e-5},
     "hornet_384": {0: 5e-5, 30: 1e-6},
     "crossvit": {0: 1e-6, 30: 4e-3, 165: (4e-3 + 1e-5) / 2, 300: 1e-5},
     "crossvit_384": {0: 5e-6, 29: 5e-6},
@@ -107,6 +108,8 @@ RATES = {
     "uniformer_tl_384": {0: 5e-6, 49: 5e-6},
     "uniformer_xs": {0: 1e-6, 30: 4e-3, 600: 1e-5},
     "uniformer_xxs": {0: 1e-6, 30: 3.2e-3, 600: 1e-5},
+    "orthogonal_resnet": {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3},
+    "cross_d_resnet18": {0: 1e-3, 29: 1e-3, 30: 1e-4, 60: 1e-5, 89: 1e-5},
 }
 BATCHES = {
     "inceptionnext": 4096,
@@ -127,6 +130,7 @@ BATCHES = {
     "cvt_384": 1024,
     "cvt_finetune": 512,
     "hornet": 4096,
+    "as_vit": 1024,
     "hornet_384": 512,
     "crossvit": 4096,
     "crossvit_384": 512,
@@ -153,6 +157,8 @@ BATCHES = {
     "uniformer_tl_384": 512,
     "uniformer_xs": 4096,
     "uniformer_xxs": 4096,
+    "cross_d_resnet18": 512,
+    "orthogonal_resnet": 256,
 }
 #: What the network of a recipe has to bring along.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -174,6 +180,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cvt_384": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "cvt_finetune": {"preprocess": Preprocess(size=384, crop=1.0, stretch=True)},
     "hornet": {"drop_path": 0.2, "base_dim": 64},
+    "as_vit": {"num_mlps": 1, "absolute_position": False},
     "hornet_384": {"drop_path": 0.4, "base_dim": 192},
     "crossvit": {"drop_path": 0.1, "image_sizes": None},
     "crossvit_384": {"preprocess": Preprocess(size=408, crop=1.0)},
@@ -195,6 +202,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "uniformer_tl_384": {"token_head": True, "head_dim": 32},
     "uniformer_xs": {"drop_path": 0.1, "head_dim": 32},
     "uniformer_xxs": {"drop_path": 0.0, "head_dim": 28},
+    "cross_d_resnet18": {"depths": (2, 2, 2, 2), "centered": False},
+    "orthogonal_resnet": {"depths": (3, 4, 6, 3)},
 }
 each_recipe = pytest.mark.parametrize("recipe", sorted(TINY))
 
@@ -235,9 +244,8 @@ def test_published_augmentation(recipe: str) -> None:
     task, training = split_settings(Recognition, recipe_settings(recipe))
     augment = task.augment
     hypercomplex = recipe.startswith("ph")
-    whole = hypercomplex or recipe in (*WAVEMIX[:2], "dhvt_cifar")
+    whole = hypercomplex or recipe in (*WAVEMIX[:2], "dhvt_cifar", "ninformer_cifar")
     assert augment.random_resized_crop is not whole
-    assert augment.random_resized_crop is not (hypercomplex or recipe == "ninformer_cifar")
     assert augment.pad_crop == (4 if recipe == "ninformer_cifar" else 0)
     assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
@@ -249,6 +257,7 @@ def test_published_augmentation(recipe: str) -> None:
         "inceptionnext_base_384": (0.0, 0.0, *strong),
         "convnext_study": (0.8, 1.0, *strong),
         "hornet": (0.8, 1.0, *strong),
+        "as_vit": (0.8, 1.0, *strong),
         "hornet_384": (0.0, 0.0, *strong),
         "unireplknet": (0.8, 1.0, *strong),
         "unireplknet_22k": (0.8, 1.0, *strong),
@@ -263,14 +272,14 @@ def test_published_augmentation(recipe: str) -> None:
         **dict.fromkeys(("uniformer_tl", "uniformer_tl_384"), (0.0, 0.0, 0.0, *strong[1:])),
         "uniformer_xxs": (0.8, 1.0, 0.1, 0.25, None),
     }.get(recipe, (0.0, 0.0, 0.0, 0.0, None))
-    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384")
-    averaged = averaged or recipe in ("uniformer_xs", "uniformer_xxs")
+    averaged = recipe in (
+        *("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384", "unireplknet_384_large"),
+        *("uniformer_xs", "uniformer_xxs"),
+    )
     labelled = recipe.startswith("uniformer_tl")
     assert training.ema == (0.9999 if averaged else 0.99996 if labelled else None)
     assert augment.auto_augment == (recipe == "uniformer_xxs")
     assert bool(training.methods) == labelled
-    averaged = recipe in ("inceptionnext_base_384", "convnext_study", "hornet", "hornet_384", "unireplknet_384_large")
-    assert training.ema == (0.9999 if averaged else None)
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
@@ -289,16 +298,17 @@ def test_published_augmentation(recipe: str) -> None:
         "ninformer_cifar": 0.0,
         "uniformer_tl_384": 1e-8,
         "uniformer_xxs": 0.1,
+        "cross_d_resnet18": 0.01,
+        "orthogonal_resnet": 1e-4,
     }
     decay |= dict.fromkeys(("phresnet_cifar", "phvgg_cifar", "phnn_svhn"), 5e-4)
     decay |= dict(zip(WAVEMIX, (0.01, 0.0, 0.01, 0.0), strict=True))
     assert training.weight_decay == decay.get(recipe, 0.05)
-    mobile = ("eca_resnet", "eca_mobilenet_v2", "ela", "ulsam", "ulsam_fine_grained")
-    assert (training.optimizer == "sgd") == (
-        recipe in (*mobile, "cvt_finetune", "deepmad_r", "deepmad", *WAVEMIX[1::2]) or hypercomplex
+    descended = (
+        *("eca_resnet", "eca_mobilenet_v2", "ela", "ulsam", "ulsam_fine_grained", "cvt_finetune"),
+        *("deepmad_r", "deepmad", "orthogonal_resnet", *WAVEMIX[1::2]),
     )
-    repeated = ("pvt", "pvt_large", "cvt_21", "crossvit", "crossvit_384", *DHVT[:3])
-    assert training.repeated_augmentation == (3 if recipe in repeated else 1)
+    assert (training.optimizer == "sgd") == (recipe in descended or hypercomplex)
     assert training.repeated_augmentation == (3 if recipe in REPEATED else 1)
     clips = {"pvt_large": 1.0, "cvt_finetune": 1.0, "hornet": 100.0, "hornet_384": 1.0}
     assert training.clip == clips.get(recipe)

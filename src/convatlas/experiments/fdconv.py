@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from convatlas.experiments.small_training import finished, one_thread, progress, resolved
 from convatlas.networks.registry import model_config
 from convatlas.nn.conv.fdconv import FDConv2d, fourier_weight
-from convatlas.ops.per_sample_conv import per_sample_conv2d
+from convatlas.ops.per_sample_conv import per_sample_conv
 from convatlas.report import Bars, Cell, Claim, Heatmap, Images, Lines, Note, Report, Section, Table
 from convatlas.training.measure import count_parameters
 
@@ -93,7 +93,7 @@ class _DynamicConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shares = (self.attention(x.mean((2, 3))) / self.temperature).softmax(1)
         weight = torch.einsum("bn,noihw->boihw", shares, self.kernels)
-        return per_sample_conv2d(x, weight, 1, self.padding) + self.bias[:, None, None]
+        return per_sample_conv(x, weight, None, 1, self.padding) + self.bias[:, None, None]
 
 
 def _network(kind: str) -> nn.Module:

@@ -92,10 +92,10 @@ def quick() -> Report:
 
     results = []
     with progress(2 * len(SEEDS) * len(networks) * TRAINING.epochs) as advance:
-        for change in (centred, _placed):
-            results.append(
-                compare(networks, TRAINING, seeds=SEEDS, train_fraction=TRAIN_FRACTION, advance=advance, change=change)
-            )
+        results.extend(
+            compare(networks, TRAINING, seeds=SEEDS, train_fraction=TRAIN_FRACTION, advance=advance, change=change)
+            for change in (centred, _placed)
+        )
     fixed, shifted = results
     sections = [
         _accuracy_section(fixed, shifted),

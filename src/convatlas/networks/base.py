@@ -23,6 +23,8 @@ from convatlas.weights import Layout
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "Denoiser",
+    "DenoiserConfig",
     "Feature",
     "FeatureExtractor",
     "NetworkConfig",
@@ -282,6 +284,33 @@ class Upscaler(nn.Module, ABC):
             raise ValueError(f"x must be (B, {channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point with values in [0, 1], got {x.dtype}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig(UpscalerConfig):
+    """Config of a network that cleans an image and keeps its size.
+
+    Attributes:
+        scale: 1.
+        in_channels: channels of the image: 1 for grey, 3 for RGB.
+
+    Raises:
+        ValueError: scale is not 1, or in_channels is smaller than 1.
+    """
+
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale != 1:
+            raise ValueError(f"scale must be 1, because the image keeps its size, got {self.scale}")
+
+    @abstractmethod
+    def build(self) -> Denoiser: ...
+
+
+class Denoiser(Upscaler):
+    """A network that cleans an image (B, C, H, W) with values in [0, 1]; the noisy values may lie outside."""
 
 
 class FeatureExtractor(nn.Module):

@@ -241,13 +241,13 @@ class ResNet(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward_head(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3)))
+        return self.fc(x.flatten(2).mean(2))
 
     def reset_classifier(self, num_classes: int) -> None:
         self.config = self.config.override(num_classes=num_classes)
         self.fc: nn.Module = nn.Identity()
         if num_classes > 0:
-            weight = self.conv1.weight
+            weight = next(self.conv1.parameters())
             self.fc = nn.Linear(self.feature_info[-1].channels, num_classes, device=weight.device, dtype=weight.dtype)
 
 

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from convatlas.ops.image_quality import psnr
 from convatlas.restoration.protocol import Protocol
 
-__all__ = ["MeanLumaPSNR", "MeanSquaredError"]
+__all__ = ["MeanLumaPSNR", "MeanPSNR", "MeanSquaredError"]
 
 
 class _Mean(Metric):
@@ -36,6 +36,15 @@ class MeanSquaredError(_Mean):
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add an image."""
         self._add((preds.double() - target.double()).square().mean())
+
+
+class MeanPSNR(_Mean):
+    """Mean over images of their PSNR in dB over all channels, cut to [0, 1]; images are (C, H, W)."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add an image."""
+        value = psnr(preds.double().clamp(0, 1), target.double(), data_range=1)
+        self._add(value.clamp(max=100))  # of equal images it is infinite
 
 
 class MeanLumaPSNR(_Mean):

@@ -2,14 +2,11 @@
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
-import hashlib
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -18,7 +15,7 @@ from convatlas.data.image_pairs import Pairs, read_pairs
 from convatlas.data.images import Skipped, Unreadable
 from convatlas.data.video import is_video_name, read_video
 from convatlas.errors import DataError, Unsupported
-from convatlas.networks.base import Upscaler, UpscalerConfig
+from convatlas.networks.base import DenoiserConfig, Upscaler, UpscalerConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.report import Report
 from convatlas.restoration.evaluation import (
@@ -32,6 +29,7 @@ from convatlas.restoration.evaluation import (
 from convatlas.restoration.metrics import MeanLumaPSNR, MeanSquaredError
 from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSet, learning_pair
 from convatlas.restoration.protocol import Protocol
+from convatlas.restoration.sets import collate, digest, divided
 from convatlas.restoration.upscaling import in_tiles
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.progress import progress
@@ -93,7 +91,7 @@ class SuperResolution(GradientTask):
 
     def __post_init__(self) -> None:
         config = model_config(self.model, **self.options)  # unknown names are told before any data are read
-        if not isinstance(config, UpscalerConfig):
+        if not isinstance(config, UpscalerConfig) or isinstance(config, DenoiserConfig):
             raise Unsupported(f"{self.model} is not a network for super-resolution")
         if "in_channels" in self.options:
             raise ValueError("options must not hold in_channels: it follows from colour")
@@ -128,7 +126,7 @@ class SuperResolution(GradientTask):
         if self.weights is not None:
             self._start_from(self.weights)
         self.splits = self._split(self._read(self.data))
-        self.data_digest = _digest(self.splits)
+        self.data_digest = digest(self.splits)
         self.unreadable = {each.path: each.reason for pairs in self.splits.values() for each in pairs.skipped}
         shelf = Shelf()
         train, val = (self._learning_pairs(self.splits[name], shelf) for name in ("train", "val"))
@@ -146,12 +144,12 @@ class SuperResolution(GradientTask):
     def _split(self, sets: dict[str, Pairs]) -> dict[str, Pairs]:
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
         if "all" in sets:
-            return _divided(sets["all"], {"train": 1 - sum(held_out.values()), **held_out}, self.split_seed, self.data)
+            return divided(sets["all"], {"train": 1 - sum(held_out.values()), **held_out}, self.split_seed, self.data)
         if "train" not in sets:
             raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
         if "val" not in sets:
             fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-            sets = {**sets, **_divided(sets["train"], fractions, self.split_seed, self.data)}
+            sets = {**sets, **divided(sets["train"], fractions, self.split_seed, self.data)}
         return {**sets, "test": sets.get("test", sets["val"])}
 
     def _learning_pairs(self, pairs: Pairs, shelf: Shelf) -> list[LearningPair]:
@@ -177,7 +175,7 @@ class SuperResolution(GradientTask):
     @property
     def collate(self) -> Callable[[list[dict[str, Tensor]]], dict[str, Any]]:
         """Stack patches; whole images, which differ in size, stay a list."""
-        return _collate
+        return collate
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Mean squared error of the enlarged patches (paper, equation 7)."""
@@ -273,7 +271,7 @@ class SuperResolution(GradientTask):
         if data is None:
             if not self.splits:
                 splits = self._split(self._read(self.data))
-                if _digest(splits) != self.data_digest:
+                if digest(splits) != self.data_digest:
                     raise DataError(
                         f"the images of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the images to evaluate on by --data"
@@ -332,42 +330,3 @@ class SuperResolution(GradientTask):
         """Put back what `described` gave and build the network."""
         self.data_digest = str(described["data_digest"])
         self.network = self._config().build()
-
-
-def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
-    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
-    alike = len({sample["low"].shape for sample in samples}) == 1
-    return {name: torch.stack(column) if alike else column for name, column in columns.items()}
-
-
-def _divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str) -> dict[str, Pairs]:
-    """Split at random by images and whole clips; a source of few clips is split in the order of its frames."""
-    units: dict[str, list[int]] = {}
-    for row, entry in enumerate(pairs.entries):
-        units.setdefault(entry.clip or entry.name, []).append(row)
-    parts = len(fractions)
-    if len(units) >= parts:
-        order = sorted(units)
-        random.Random(seed).shuffle(order)
-        groups = [units[name] for name in order]
-    else:
-        groups = [[row] for row in range(len(pairs))]
-    if len(groups) < parts:
-        raise DataError(f"{data} holds {len(groups)} images, but training needs at least {parts}")
-    held_out = {name: max(1, round(share * len(groups))) for name, share in fractions.items() if name != "train"}
-    chosen: dict[str, Any] = {}
-    end = len(groups)
-    for name, count in held_out.items():
-        start = max(end - count, parts - 1 - len(chosen))
-        chosen[name], end = groups[start:end], start
-    chosen["train"] = groups[:end]
-    return {name: pairs.subset(sorted(row for group in part for row in group)) for name, part in chosen.items()}
-
-
-def _digest(splits: Mapping[str, Pairs]) -> str:
-    """A short text that tells whether images were split in the same way."""
-    digest = hashlib.sha256()
-    for name, pairs in splits.items():
-        digest.update(f"{name} {len(pairs)}\n".encode())
-        digest.update("".join(f"{entry.name}\n" for entry in pairs.entries).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from convatlas.data.image_files import Unreadable, find_files
+from convatlas.data.image_files import Unreadable
 from convatlas.data.images import Skipped
 from convatlas.data.pictures import Picture, read_picture, write_picture
 from convatlas.data.video import Frame, is_video_name, read_video, write_video
 from convatlas.errors import DataError
 from convatlas.networks.base import Upscaler
 from convatlas.ops.colour import ycbcr_to_rgb
+from convatlas.restoration.naming import JPEG, found_files, free_name, shown
 from convatlas.restoration.protocol import Protocol, as_pixels, as_tensor
 from convatlas.restoration.upscaling import upscale_image, upscale_video
 from convatlas.training.progress import progress
@@ -26,7 +27,6 @@ __all__ = ["Enlarged", "enlarge_files"]
 
 Array = npt.NDArray[Any]
 
-_JPEG = (".jpg", ".jpeg", ".jfif")
 #: What clips are written as; any other becomes Matroska, which holds every kind of sound.
 _CLIPS = (".mp4", ".m4v", ".mov", ".mkv")
 
@@ -71,7 +71,7 @@ def enlarge_files(
         DataError: an input does not exist, or nothing can be read.
         OSError: a file cannot be written.
     """
-    found = list(_found(inputs))
+    found = list(found_files(inputs))
     if not found:
         raise DataError(f"there is no image and no clip in {', '.join(map(str, inputs)) or 'nothing'}")
     done: list[Enlarged] = []
@@ -86,30 +86,6 @@ def enlarge_files(
     if not done:
         raise DataError(f"{skipped[0].path} cannot be enlarged: {skipped[0].reason}")
     return done, skipped
-
-
-def _found(inputs: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
-    for given in map(Path, inputs):
-        if given.is_dir():
-            images, others = find_files(given)
-            for path in sorted([*images, *filter(is_video_name, others)]):
-                yield path, path.relative_to(given).as_posix()
-        elif given.exists():
-            yield given, str(given)
-        else:
-            raise DataError(f"{given} does not exist; expected an image, a clip or a folder of them")
-
-
-def _free_name(name: str, scale: int, suffix: str, taken: set[str]) -> str:
-    """The name of the result, below the output folder: as the input, with the scale."""
-    place = Path(name)
-    parent = Path() if place.is_absolute() or ".." in place.parts else place.parent
-    stem, number = f"{place.stem}_x{scale}", 1
-    while (result := (parent / f"{stem}{suffix}").as_posix()) in taken:
-        number += 1
-        stem = f"{place.stem}_x{scale}_{number}"
-    taken.add(result)
-    return result
 
 
 def _image(model: Upscaler, protocol: Protocol, path: Path, name: str, folder: Path, taken: set[str]) -> Enlarged:
@@ -130,10 +106,10 @@ def _image(model: Upscaler, protocol: Protocol, path: Path, name: str, folder: P
     alpha = whole[..., colours:] if picture.alpha is not None else None
     result = Picture(np.ascontiguousarray(whole[..., :colours]), alpha, picture.icc)
     plain = alpha is None and whole.dtype == np.uint8
-    suffix = path.suffix if path.suffix.lower() in _JPEG and plain else ".png"
-    written = _free_name(name, model.scale, suffix, taken)
+    suffix = path.suffix if path.suffix.lower() in JPEG and plain else ".png"
+    written = free_name(name, f"x{model.scale}", suffix, taken)
     write_picture(folder / written, result)
-    sample = (_shown(picture.pixels), _shown(result.pixels))
+    sample = (shown(picture.pixels), shown(result.pixels))
     seconds = time.perf_counter() - started
     return Enlarged(name, written, picture.pixels.shape[:2], whole.shape[:2], 1, seconds, sample)
 
@@ -142,7 +118,7 @@ def _clip(model: Upscaler, protocol: Protocol, path: Path, name: str, folder: Pa
     started = time.perf_counter()
     video = read_video(path)
     suffix = path.suffix if path.suffix.lower() in _CLIPS else ".mkv"
-    written = _free_name(name, model.scale, suffix, taken)
+    written = free_name(name, f"x{model.scale}", suffix, taken)
     colour: Literal["rgb", "ycbcr"] = "ycbcr" if model.in_channels == 1 else "rgb"
     kept: dict[str, Frame] = {}
 
@@ -182,8 +158,3 @@ def _clip(model: Upscaler, protocol: Protocol, path: Path, name: str, folder: Pa
 
 def _to_rgb(frame: Frame) -> Array:
     return as_pixels(ycbcr_to_rgb(as_tensor(frame), "matlab"), np.uint8)
-
-
-def _shown(pixels: Array) -> Array:
-    shown = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-    return np.broadcast_to(shown, (*shown.shape[:2], 3))

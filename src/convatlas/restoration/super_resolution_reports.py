@@ -27,7 +27,18 @@ from convatlas.training.run import Run
 if TYPE_CHECKING:
     from convatlas.restoration.super_resolution import SuperResolution
 
-__all__ = ["clip_report", "comparison_report", "evaluation_report", "panel", "prediction_report", "training_report"]
+__all__ = [
+    "clip_report",
+    "comparison_report",
+    "cost_table",
+    "curves",
+    "evaluation_report",
+    "panel",
+    "prediction_report",
+    "row_of",
+    "signed",
+    "training_report",
+]
 
 Array = npt.NDArray[Any]
 
@@ -84,7 +95,7 @@ def clip_report(task: SuperResolution, path: Path, quality: ClipQuality) -> Repo
     gain = statistics.fmean(quality.network) - statistics.fmean(quality.bicubic)
     summary = (
         f"{task.model} enlarges the {len(numbers)} frames of {path.name} {task.scale} times at "
-        f"{statistics.fmean(quality.network):.2f} dB, {_signed(gain)} dB to bicubic interpolation."
+        f"{statistics.fmean(quality.network):.2f} dB, {signed(gain)} dB to bicubic interpolation."
     )
     sections = [Section("Quality", [means, curve, speed]), Section("Pictures", [shown])]
     return Report(f"Evaluation of {task.model}", summary, sections, provenance(data=str(path)))
@@ -141,8 +152,8 @@ def training_report(task: SuperResolution, run: Run) -> Report:
     sections = [
         Section("Quality on test images", [_means({task.model: measured}, task), _each_image(measured)]),
         Section("Pictures", _pictures(measured)),
-        Section("Training", [*_curves({task.model: rows}), _data_table(task), *origin]),
-        Section("Cost", [_cost_table({task.model: task}, {task.model: run})]),
+        Section("Training", [*curves({task.model: rows}), _data_table(task), *origin]),
+        Section("Cost", [cost_table({task.model: task}, {task.model: run})]),
         *skipped_sections(left_out),
         Section("Files", [files]),
     ]
@@ -160,7 +171,7 @@ def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, R
     quality = {name: mean_quality(each.network for each in images) for name, images in measured.items()}
     bicubic = mean_quality(each.bicubic for each in next(iter(measured.values())))
     winner = max(quality, key=lambda name: quality[name].psnr)
-    costs = _cost_table(tasks, runs)
+    costs = cost_table(tasks, runs)
     times = {str(row[0]): float(row[4] or 0) for row in costs.rows}
     points = {name: (times[name], quality[name].psnr) for name in tasks}
     pareto = Scatter(
@@ -176,16 +187,16 @@ def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, R
     pictures = []
     for rows in list(zip(*measured.values(), strict=True))[:_MOST_PICTURES]:
         squares = [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]]
-        pictures.append((_row(squares), f"{rows[0].name}: bicubic, {', '.join(tasks)}, truth"))
+        pictures.append((row_of(squares), f"{rows[0].name}: bicubic, {', '.join(tasks)}, truth"))
     sections = [
         Section("Side by side", [_means(measured, first), costs, pareto]),
         Section("Pictures", [Images("The square with most detail", pictures)]),
-        Section("Training", _curves({name: run.read_metrics() for name, run in runs.items()})),
+        Section("Training", curves({name: run.read_metrics() for name, run in runs.items()})),
         files_section(runs, folder),
     ]
     summary = (
         f"{winner} is the best: {quality[winner].psnr:.2f} dB on {len(measured[winner])} test images, "
-        f"{_signed(quality[winner].psnr - bicubic.psnr)} dB to bicubic interpolation. All were trained on the same "
+        f"{signed(quality[winner].psnr - bicubic.psnr)} dB to bicubic interpolation. All were trained on the same "
         "images with the same budget."
     )
     return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
@@ -194,7 +205,8 @@ def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, R
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A number with two digits and its sign."""
     return f"{value:+.2f}".replace("-", "\u2212")
 
 
@@ -203,7 +215,7 @@ def _summary(task: SuperResolution, measured: Sequence[Measured]) -> str:
     images = "1 image" if len(measured) == 1 else f"{len(measured)} images"
     return (
         f"{task.model} enlarges {images} {task.scale} times at {network.psnr:.2f} dB, "
-        f"{_signed(network.psnr - bicubic.psnr)} dB to bicubic interpolation."
+        f"{signed(network.psnr - bicubic.psnr)} dB to bicubic interpolation."
     )
 
 
@@ -236,13 +248,15 @@ def _each_image(measured: Sequence[Measured]) -> Table:
     return Table("Each image", columns, rows, caption)
 
 
-def _curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
+def curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
+    """PSNR and loss by epoch of several runs."""
+
     def series(key: str) -> dict[str, tuple[list[float], list[float]]]:
         return {name: ([row["epoch"] for row in table], [row[key] for row in table]) for name, table in rows.items()}
 
     return [
         Lines("PSNR", "epoch", "validation PSNR, not rounded [dB]", series("val_psnr")),
-        Lines("Loss", "epoch", "training loss (mean squared error)", series("train_loss"), log_y=True),
+        Lines("Loss", "epoch", "training loss", series("train_loss")),
     ]
 
 
@@ -257,7 +271,8 @@ def _data_table(task: SuperResolution) -> Table:
     return Table("Images", ["part", "images"], rows, caption)
 
 
-def _cost_table(tasks: Mapping[str, SuperResolution], runs: Mapping[str, Run]) -> Table:
+def cost_table(tasks: Mapping[str, Any], runs: Mapping[str, Run]) -> Table:
+    """Parameters, operations and times of networks that enlarge images by one scale, which may be 1."""
     # In turn, so that whatever else the machine does meets all networks alike.
     rounds = [{name: _frame_time(task) for name, task in tasks.items()} for _ in range(3)]
     height, width = _FRAME
@@ -279,15 +294,16 @@ def _cost_table(tasks: Mapping[str, SuperResolution], runs: Mapping[str, Run]) -
         ),
     ]
     big = f"{width * next(iter(tasks.values())).scale} x {height * next(iter(tasks.values())).scale}"
+    enlarged = f", enlarged to {big}" if next(iter(tasks.values())).scale > 1 else ""
     caption = (
-        f"A frame is {width} x {height}, enlarged to {big}; the times are medians of repeated passes, the "
-        "multiply-adds those of convolutions."
+        f"A frame is {width} x {height}{enlarged}; the times are medians of repeated passes, the multiply-adds those "
+        "of convolutions."
     )
     highlight: Any = dict.fromkeys(columns[1:5], "min") if len(rows) > 1 else {}
     return Table("Cost on this machine", columns, rows, caption, highlight)
 
 
-def _frame_time(task: SuperResolution) -> float:
+def _frame_time(task: Any) -> float:
     x = torch.rand(1, task.network.frames * task.network.in_channels, *_FRAME)
     return latency(task.network, x.to(next(task.network.parameters()).device), repeats=1)
 
@@ -300,10 +316,11 @@ _PANEL = f"bicubic, network, truth, error of the network times {_ERROR_GAIN}"
 def panel(bicubic: Array, network: Array, truth: Array) -> Array:
     """Squares side by side: bicubic interpolation, the network, the truth, and the network's error, (H, W, 3) uint8."""
     error = _ERROR_GAIN * np.abs(network.astype(np.int16) - truth.astype(np.int16)).max(2, keepdims=True)
-    return _row([bicubic, network, truth, np.broadcast_to(error.clip(max=255).astype(np.uint8), truth.shape)])
+    return row_of([bicubic, network, truth, np.broadcast_to(error.clip(max=255).astype(np.uint8), truth.shape)])
 
 
-def _row(squares: Sequence[Array]) -> Array:
+def row_of(squares: Sequence[Array]) -> Array:
+    """Pictures (H, W, 3) of one height side by side."""
     gap = np.full((squares[0].shape[0], _GAP, 3), 255, np.uint8)
     parts = [part for square in squares for part in (square, gap)]
     return np.concatenate(parts[:-1], 1)
@@ -335,4 +352,4 @@ def _before_after(task: SuperResolution, each: Enlarged) -> Array:
     dy, dx = task.scale * (y - top), task.scale * (x - left)
     length = task.scale * side
     big_y, big_x = task.scale * y, task.scale * x
-    return _row([around[dy : dy + length, dx : dx + length], after[big_y : big_y + length, big_x : big_x + length]])
+    return row_of([around[dy : dy + length, dx : dx + length], after[big_y : big_y + length, big_x : big_x + length]])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from battery.subjects import Conv, Network, Operator, random
+from battery.subjects import Conv, Network
 from convatlas.nn.conv.fdconv import FDConv2d
-from convatlas.ops.per_sample_conv import per_sample_conv2d
 
 NETWORKS = [
     Network(
@@ -33,20 +32,4 @@ CONVS = [
         },
     )
     for options in ({"kernel_num": 4}, {"kernel_num": 2, "param_ratio": 2, "act": "tanh", "ksm_local": False})
-]
-
-OPERATORS = [
-    Operator(
-        per_sample_conv2d,
-        examples={
-            "padded": lambda: (random(2, 3, 7, 5), random(2, 4, 3, 3, 3), 1, 1),
-            "strided": lambda: (random(3, 3, 8, 5), random(3, 2, 3, 3, 3), 2, 1, 2),
-            "pointwise": lambda: (random(2, 3, 4, 5), random(2, 4, 3, 1, 1), 2),
-            "one": lambda: (random(1, 2, 3, 3), random(1, 2, 2, 3, 3)),
-        },
-        reaching={
-            "grouped": lambda: (random(2, 3, 7, 5), random(2, 4, 3, 3, 3), 1, 1),
-            "matmul": lambda: (random(2, 3, 4, 5), random(2, 4, 3, 1, 1)),
-        },
-    ),
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import CheckpointError, Unsupported, unknown
 from convatlas.nn.conv.geometry import as_tuple, geometry
-from convatlas.ops.per_sample_conv import per_sample_conv2d
+from convatlas.ops.per_sample_conv import per_sample_conv
 from convatlas.ops.precision import without_autocast
 from convatlas.surgery import Selector, Surgery, swap
 from convatlas.surgery.selection import predicate
@@ -584,7 +584,7 @@ class FDConv2d(nn.Module):
             weight = weight * (filters[:, :, None] * channels[:, None])[..., None, None]
         elif channels is not None:
             x = x * channels[:, :, None, None]
-        y = per_sample_conv2d(x, weight.to(x.dtype), self.stride, self.padding, self.dilation)
+        y = per_sample_conv(x, weight.to(x.dtype), None, self.stride, self.padding, self.dilation)
         if not on_weight and filters is not None:
             y = y * filters[:, :, None, None]
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)

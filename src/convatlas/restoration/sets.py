@@ -1,0 +1,56 @@
+"""Sets of images to learn restoration from: splitting them, telling them, and putting batches together."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convatlas.data.image_pairs import Pairs
+from convatlas.errors import DataError
+
+__all__ = ["collate", "digest", "divided"]
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Stack patches; whole images, which differ in size, stay a list."""
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    alike = len({sample["low"].shape for sample in samples}) == 1
+    return {name: torch.stack(column) if alike else column for name, column in columns.items()}
+
+
+def divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str) -> dict[str, Pairs]:
+    """Split at random by images and whole clips; a source of few clips is split in the order of its frames."""
+    units: dict[str, list[int]] = {}
+    for row, entry in enumerate(pairs.entries):
+        units.setdefault(entry.clip or entry.name, []).append(row)
+    parts = len(fractions)
+    if len(units) >= parts:
+        order = sorted(units)
+        random.Random(seed).shuffle(order)
+        groups = [units[name] for name in order]
+    else:
+        groups = [[row] for row in range(len(pairs))]
+    if len(groups) < parts:
+        raise DataError(f"{data} holds {len(groups)} images, but training needs at least {parts}")
+    held_out = {name: max(1, round(share * len(groups))) for name, share in fractions.items() if name != "train"}
+    chosen: dict[str, Any] = {}
+    end = len(groups)
+    for name, count in held_out.items():
+        start = max(end - count, parts - 1 - len(chosen))
+        chosen[name], end = groups[start:end], start
+    chosen["train"] = groups[:end]
+    return {name: pairs.subset(sorted(row for group in part for row in group)) for name, part in chosen.items()}
+
+
+def digest(splits: Mapping[str, Pairs]) -> str:
+    """A short text that tells whether images were split in the same way."""
+    digest = hashlib.sha256()
+    for name, pairs in splits.items():
+        digest.update(f"{name} {len(pairs)}\n".encode())
+        digest.update("".join(f"{entry.name}\n" for entry in pairs.entries).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
