@@ -246,7 +246,7 @@ def test_published_augmentation(recipe: str) -> None:
     hypercomplex = recipe.startswith("ph")
     whole = hypercomplex or recipe in (*WAVEMIX[:2], "dhvt_cifar", "ninformer_cifar")
     assert augment.random_resized_crop is not whole
-    assert augment.pad_crop == (4 if recipe == "ninformer_cifar" else 0)
+    assert augment.pad_crop == (4 if recipe in ("dhvt_cifar", "ninformer_cifar") else 0)
     assert (augment.scale, augment.hflip) == ((0.08, 1.0), 0.0 if hypercomplex else 0.5)
     assert augment.ratio == pytest.approx((3 / 4, 4 / 3))
     mixed = (task.mixup, task.cutmix, task.label_smoothing, augment.random_erasing, augment.rand_augment)
@@ -279,7 +279,7 @@ def test_published_augmentation(recipe: str) -> None:
     labelled = recipe.startswith("uniformer_tl")
     assert training.ema == (0.9999 if averaged else 0.99996 if labelled else None)
     assert augment.auto_augment == (recipe == "uniformer_xxs")
-    assert bool(training.methods) == labelled
+    assert bool(training.methods) == (labelled or recipe == "orthogonal_resnet")
     decay = {
         "eca_resnet": 1e-4,
         "eca_mobilenet_v2": 4e-5,
