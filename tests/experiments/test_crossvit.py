@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from convatlas.data.images import ImageSet, read_images
 from convatlas.experiments import crossvit
 from convatlas.experiments.small_training import Trained
-from convatlas.report import Report, Section, Table
+from convatlas.report import Images, Report, Section, Table
 from convatlas.training.settings import Training
 
 UNKNOWN = "cannot be told at this scale"
@@ -38,6 +41,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
                 for name, accuracy, spread in accuracies
             }
 
+        monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 1)
+        monkeypatch.setattr(crossvit, "TEST_IMAGES", 8)
         monkeypatch.setattr(crossvit, "compare", compare)
         monkeypatch.setattr(crossvit, "_cost_section", lambda: Section("Cost", []))
         return crossvit.run("quick")
@@ -48,7 +53,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
 def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
     monkeypatch.setattr(crossvit, "SEEDS", (0, 1))
-    monkeypatch.setattr(crossvit, "TRAIN_FRACTION", 0.05)
+    monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 64)
+    monkeypatch.setattr(crossvit, "TEST_IMAGES", 100)
     monkeypatch.setattr(crossvit, "TRAINING", Training(epochs=1, batch_size=32, lr=1e-3, warmup_epochs=0))
     report = crossvit.run("quick")
     accuracy = _table(report, "Accuracy on the test images")
@@ -67,6 +73,8 @@ def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_class[1] == pytest.approx(exact / 1e6)
     every = 401 + 197
     assert by_all[1] == pytest.approx((2 * 401 * 192 * 384 + 4 * every * 384**2 + 2 * every**2 * 384) / 1e6)
+    pictures = next(part for section in report.sections for part in section.parts if isinstance(part, Images))
+    assert all(pixels.shape == (32, 32) and pixels.std() > 20 for pixels, _ in pictures.images)
     assert "class token" in report.to_html()
 
 
@@ -76,6 +84,29 @@ def test_verdicts_follow_from_the_accuracies(measured: Callable[..., Report]) ->
     assert _verdicts(measured(alone=85.0)) == ["holds", "does not hold"]
     assert _verdicts(measured(crossing=30.0, apart=20.0)) == [UNKNOWN] * 2
     assert _verdicts(measured(crossing=81.0, noise=5.0))[0] == UNKNOWN
+
+
+def test_crowds_are_made_of_digits_of_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crossvit, "TRAIN_IMAGES", 20)
+    monkeypatch.setattr(crossvit, "TEST_IMAGES", 20)
+    samples = crossvit._crowds(0)
+    assert samples.images.shape == samples.test_images.shape == (20, 1, 32, 32)
+
+    def tiles(images: Tensor) -> set[bytes]:
+        return {tile.numpy().tobytes() for tile in images.unfold(2, 8, 8).unfold(3, 8, 8).reshape(-1, 64)}
+
+    digits = read_images("digits")["all"]
+    known = {tile.numpy().tobytes(): int(label) for tile, label in zip(_flat(digits), digits.labels, strict=True)}
+    assert tiles(samples.images) | tiles(samples.test_images) <= known.keys()
+    assert not tiles(samples.images) & tiles(samples.test_images)
+    for image, label in zip(samples.images, samples.labels.tolist(), strict=True):
+        cut = image[0].unfold(0, 8, 8).unfold(1, 8, 8).reshape(-1, 64)
+        assert [known[tile.numpy().tobytes()] for tile in cut].count(label) == crossvit.SAME
+
+
+def _flat(digits: ImageSet) -> Tensor:
+    pixels = torch.stack([torch.tensor(digits.image(index)[..., 0]) for index in range(len(digits))])
+    return (pixels.flatten(1).float() / 255 - 0.5) / 0.25
 
 
 def test_full_trains_by_recipe(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

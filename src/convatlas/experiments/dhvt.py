@@ -1,6 +1,6 @@
 """Does DHVT learn from few images what a plain vision transformer does not, and do both of its modules help?
 
-Lu, Xu, Xie, Wang, Zhang: "Bridging the Gap Between Vision Transformers and Convolutional Neural Networks on Small
+Lu, Xie, Liu, Zhang: "Bridging the Gap Between Vision Transformers and Convolutional Neural Networks on Small
 Datasets", NeurIPS 2022, arXiv 2210.05958.
 """
 

@@ -1,6 +1,6 @@
 """DHVT: a vision transformer that learns well on small data sets, by convolutions and by heads that interact.
 
-Lu, Xu, Xie, Wang, Zhang: "Bridging the Gap Between Vision Transformers and Convolutional Neural Networks on Small
+Lu, Xie, Liu, Zhang: "Bridging the Gap Between Vision Transformers and Convolutional Neural Networks on Small
 Datasets", NeurIPS 2022, arXiv 2210.05958. There is no position embedding of the patches, so images of any size are
 taken.
 """
@@ -88,7 +88,7 @@ class Affine(nn.Module):
 
 
 class SOPE(nn.Module):
-    """Sequential overlapping patch embedding (section 3.2): 3 x 3 convolutions of stride 2 between two affine maps.
+    """Sequential overlapping patch embedding (SOPE): 3 x 3 convolutions of stride 2 between two affine maps.
 
     Each convolution is followed by batch norm, and doubles the channels up to ``channels`` at the last; GELU stands
     between them, and behind the only one where patches have 2 pixels.
@@ -126,7 +126,7 @@ class SOPE(nn.Module):
 
 
 class HeadInteractedAttention(SelfAttention):
-    """Self-attention among the tokens and one more token for each head (HI-MHSA, section 3.3).
+    """Self-attention among the tokens and one more token for each head (HI-MHSA).
 
     The part of all tokens that belongs to a head is averaged and projected to the full width: this head token takes
     part in the attention of all heads, and so lets them know of each other. What becomes of the head tokens is averaged
@@ -170,7 +170,7 @@ class HeadInteractedAttention(SelfAttention):
 
 
 class DAFF(nn.Module):
-    """Dynamic aggregation feed forward (section 3.4): a convolutional MLP of the patches that scales the class token.
+    """Dynamic aggregation feed forward (DAFF): a convolutional MLP of the patches that scales the class token.
 
     The patches pass a 1 x 1 convolution, a depthwise one with a shortcut, and a 1 x 1 one, each followed by batch norm.
     The class token is multiplied by a squeeze and excitation of the result, without a sigmoid.
@@ -225,7 +225,7 @@ class DAFF(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + HI(LN(x)), then x + DAFF(LN(x)) (figure 2)."""
+    """x + HI(LN(x)), then x + DAFF(LN(x))."""
 
     def __init__(self, config: DHVTConfig, drop_path: float) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def _for_channels(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 class DHVT(Backbone):
-    """The network of figure 2: SOPE, blocks of head-interacted attention and DAFF, classifier of the class token.
+    """The network of the paper: SOPE, blocks of head-interacted attention and DAFF, classifier of the class token.
 
     `forward_features` gives the normalised patches as one map; `forward_head` takes the normalised class token. The
     names of the weights are those of the authors.
