@@ -106,8 +106,8 @@ class AutoCorrelation(_Projected):
         count = min(max(int(self.factor * math.log(q.shape[-1])), 1), q.shape[-1])
         weights, lags = correlation(q, k).mean(-2).topk(count, dim=-1)
         weights = weights.softmax(-1)
-        rolled = [_roll(v, lag.unsqueeze(-1)) * weight[..., None, None]
-                  for lag, weight in zip(lags.unbind(-1), weights.unbind(-1), strict=True)]  # fmt: skip
+        pairs = zip(lags.unbind(-1), weights.unbind(-1), strict=True)
+        rolled = [_roll(v, lag.unsqueeze(-1)) * weight[..., None, None] for lag, weight in pairs]
         return self.joined(torch.stack(rolled).sum(0))
 
 
