@@ -27,9 +27,7 @@ CATEGORIES: dict[str, tuple[int, ...]] = {
     "airplane": _classes(404),
     "bear": _classes((294, 297)),
     "bicycle": _classes(444, 671),
-    "bird": _classes(
-        8, (10, 16), (18, 20), (22, 24), (80, 83), (87, 96), (98, 100), (127, 133), (135, 145)
-    ),
+    "bird": _classes(8, (10, 16), (18, 20), (22, 24), (80, 83), (87, 96), (98, 100), (127, 133), (135, 145)),
     "boat": _classes(472, 554, 625, 814, 914),
     "bottle": _classes(440, 720, 737, 898, 899, 901, 907),
     "car": _classes(436, 511, 817),
@@ -44,7 +42,7 @@ CATEGORIES: dict[str, tuple[int, ...]] = {
     "knife": _classes(499),
     "oven": _classes(766),
     "truck": _classes(555, 569, 656, 675, 717, 734, 864, 867),
-}  # fmt: skip
+}
 _NAME = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")
 
 

@@ -10,7 +10,7 @@ from convatlas.nn.mixers.dilated_reparam import DilatedReparamBlock
 
 TINY = {"depths": (1, 2), "dims": (8, 12), "kernel_sizes": ((3,), (7, 0)), "num_classes": 7}
 #: Behind a front end, which is what an entry is about.
-SMALL = {"depths": (1, 1), "dims": (8, 12), "kernel_sizes": ((3,), (0,))}
+SMALL = {"depths": (1,), "dims": (8,), "kernel_sizes": ((3,),)}
 ONE_CHANNEL = {**SMALL, "in_channels": 1}
 _DECISIONS = "rounding changes which {}, and with them the result"
 
@@ -28,7 +28,7 @@ def points(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
 
 
 def series(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
-    return torch.randn(batch, 12, 8), torch.rand(batch, 12, 4), torch.rand(batch, 3, 4)
+    return torch.randn(batch, 8, 8), torch.rand(batch, 8, 4), torch.rand(batch, 3, 4)
 
 
 NETWORKS = [
@@ -66,14 +66,14 @@ NETWORKS = [
         "unireplknet_s_weather",
         {
             "network": {**ONE_CHANNEL, "num_classes": 0},
-            "tree": (2, 2),
+            "tree": (4,),
             "node_series": 2,
-            "length": 12,
+            "length": 8,
             "label_length": 5,
             "horizon": 3,
-            "dim": 12,
+            "dim": 8,
             "num_heads": 2,
-            "hidden_channels": 16,
+            "hidden_channels": 8,
             "window": 3,
             "num_layers": 1,
         },

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ __all__ = [
 _SMALLEST_LARGE = 7
 #: Group of the last stage in the published layer-wise learning-rate decay; behind it comes the head.
 _LAST_GROUP = 12
+#: The depthwise kernel of each block, stage by stage.
+_Kernels: TypeAlias = tuple[tuple[int, ...], ...]
 
 
-def stage_kernels(depths: tuple[int, ...], *, large: int = 13, last: int = 13, period: int = 1) -> tuple[
-    tuple[int, ...], ...
-]:  # fmt: skip
+def stage_kernels(depths: tuple[int, ...], *, large: int = 13, last: int = 13, period: int = 1) -> _Kernels:
     """The published kernels of four stages: 3 in the first, large ones in the second and, in turn with 3, the third.
 
     Args:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from convatlas.nn.attention import check_heads
 from convatlas.ops.precision import without_autocast
@@ -106,8 +106,8 @@ class AutoCorrelation(_Projected):
         count = min(max(int(self.factor * math.log(q.shape[-1])), 1), q.shape[-1])
         weights, lags = correlation(q, k).mean(-2).topk(count, dim=-1)
         weights = weights.softmax(-1)
-        rolled = [_roll(v, lag.unsqueeze(-1)) * weight[..., None, None]
-                  for lag, weight in zip(lags.unbind(-1), weights.unbind(-1), strict=True)]  # fmt: skip
+        pairs = zip(lags.unbind(-1), weights.unbind(-1), strict=True)
+        rolled = [_roll(v, lag.unsqueeze(-1)) * weight[..., None, None] for lag, weight in pairs]
         return self.joined(torch.stack(rolled).sum(0))
 
 
@@ -146,13 +146,28 @@ class CrossCorrelation(_Projected):
         return self.joined(_roll(fused.gather(1, back[..., None, None].expand_as(fused)), lag.unsqueeze(-1)))
 
 
+class _WeightNorm(nn.Module):
+    """A weight as magnitude times direction, one magnitude an output channel; torch's own leaves a hook behind."""
+
+    def forward(self, magnitude: Tensor, direction: Tensor) -> Tensor:
+        return direction * (magnitude / _norm(direction))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return _norm(weight), weight
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
+
+
 class _CausalBlock(nn.Module):
     """Two weight-normalised convolutions that look back, each with ReLU and dropout; ReLU of the sum with the input."""
 
     def __init__(self, channels: int, dilation: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = weight_norm(nn.Conv1d(channels, channels, 3, dilation=dilation))
-        self.conv2 = weight_norm(nn.Conv1d(channels, channels, 3, dilation=dilation))
+        self.conv1, self.conv2 = (nn.Conv1d(channels, channels, 3, dilation=dilation) for _ in range(2))
+        for conv in (self.conv1, self.conv2):
+            register_parametrization(conv, "weight", _WeightNorm())
         self.margin = 2 * dilation
         self.dropout = nn.Dropout(dropout)
 

@@ -187,18 +187,21 @@ class UniRepLKNetSeries(nn.Module):
         standard = (wide - wide.mean(0)) / wide.std(0, correction=0).clamp_min(1e-12)
         self.positions.copy_(standard.reshape_as(self.positions))
 
-    def forward(self, series: Tensor, time: Tensor, future_time: Tensor) -> Tensor:
+    def forward(self, series: Tensor, time: Tensor | None = None, future_time: Tensor | None = None) -> Tensor:
         """Forecast (B, horizon, series) of series (B, length, series).
 
         Args:
             series: the known values.
-            time: features of their times, (B, length, time_features).
-            future_time: features of the times to foretell, (B, horizon, time_features).
+            time: features of their times, (B, length, time_features); zeros when left out.
+            future_time: features of the times to foretell, (B, horizon, time_features); zeros when left out.
 
         Raises:
             ValueError: an argument has another shape.
         """
         config = self.config
+        batch, features = len(series), config.time_features
+        time = series.new_zeros(batch, config.length, features) if time is None else time
+        future_time = series.new_zeros(batch, config.horizon, features) if future_time is None else future_time
         self._check(series, time, future_time)
         nodes = series.unflatten(2, (self.nodes, -1)).transpose(1, 2)  # (B, N, T, series of a node)
         wide = nodes.to(torch.promote_types(nodes.dtype, torch.float32))
