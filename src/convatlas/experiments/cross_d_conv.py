@@ -29,7 +29,6 @@ from convatlas.networks.cross_d_resnet import CrossDResNetConfig
 from convatlas.networks.registry import create_model
 from convatlas.networks.resnet import ResNetConfig
 from convatlas.nn.conv.cross_d_conv import convert_to_3d
-from convatlas.recognition.task import Recognition
 from convatlas.report import Bars, Cell, Claim, Images, Report, Section, Table
 from convatlas.training.sampling import seed_everything
 from convatlas.weights import load_weights
@@ -46,14 +45,14 @@ LEARNED = 60.0
 
 SEEDS = (0, 1, 2)
 SHAPES = ("ellipsoid", "box", "torus")
-SIDE = 20
+SIDE = 16
 SLICES = 900
-EPOCHS = 6
+EPOCHS = 10
 BATCH = 30
 RATE = 3e-3
 #: Volumes that the probe learns from, and volumes that it is tested on.
 VOLUMES = (36, 150)
-NOISE = 0.25
+NOISE = 0.1
 SIZES: dict[str, Any] = {
     "depths": (1, 1),
     "widths": (8, 16),
@@ -317,7 +316,8 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
         model: train_by_recipe(RECIPE, Path(folder) / model, model=model, **settings)
         for model in ("cross_d_resnet18", "resnet18")
     }
-    sets = read_images(Path(data) / "volumes", kind=Recognition(model="cross_d_resnet18_3d").files)
+    task = type(runs["resnet18"].task)
+    sets = read_images(Path(data) / "volumes", kind=task(model="cross_d_resnet18_3d").files)
     weights = {model: done.run.folder / "checkpoints" / "best.safetensors" for model, done in runs.items()}
     classes = {model: len(done.task.classes) for model, done in runs.items()}
     options: dict[str, Any] = changes.get("options", {})

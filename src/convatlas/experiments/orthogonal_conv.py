@@ -50,7 +50,7 @@ SHAPES = (
     *((6, 6, 3, 1), (8, 2, 3, 2)),
     *((28, 3, 3, 4), (12, 3, 1, 2)),
 )
-STEPS = 300
+STEPS = 400
 RATE = 0.02
 #: Outputs along each axis whose spectral errors are compared.
 OUTPUTS = (8, 16, 32, 64)
