@@ -13,6 +13,8 @@ from convatlas.ops import frames
 from golden.cases import Case
 
 _KINDS = ("meyer", "weyl_heisenberg", "atrous", "tensor_atrous", "polar", "cone", "learned")
+#: Other names of the shifted logistic sigmoid.
+_NAMES = dict.fromkeys(("shifted_sigmoid", "logistic", "logistic_sigmoid"), "sigmoid")
 #: What the reference tells of its own filters and results.
 _TOLD = ("buffers", "meta", "out_shape", "psi1", "psi2", "N_padded", "pad_left", "pad_right")
 
@@ -33,6 +35,8 @@ def _frames(case: Case) -> dict[str, Tensor]:
     for name, config in case.config.items():
         options = dict(config)
         kind, shape = options.pop("kind"), options.pop("n") if "n" in options else options.pop("shape")
+        if kind == "learned":
+            options["weight"] = case.inputs.get(f"{name}.weight", case.inputs.get("weight"))
         frame = getattr(frames, _KINDS[_KINDS.index(kind)])(shape, **options)
         results |= {f"{name}.atom": frame.atom, f"{name}.filters": frame.filters, f"{name}.lp_sum": frame.lp_sum()}
     return {name: results[name] for name in case.outputs}
@@ -62,7 +66,12 @@ def _extractor(case: Case) -> dict[str, Tensor]:
             raise KeyError(f"{case.system}/{case.name}: the adapter does not handle {sorted(unknown)}")
         pooling, _, factor = layer.get("pooling", "none").partition(" ")
         layers.append(
-            ScatteringLayer(_maker(layer["frame"]), layer["nonlinearity"], pooling, int(factor) if factor else 1)
+            ScatteringLayer(
+                _maker(layer["frame"]),
+                _NAMES.get(layer["nonlinearity"], layer["nonlinearity"]),
+                pooling,
+                int(factor) if factor else 1,
+            )
         )
     shape = config["n"] if "n" in config else config["shape"]
     network = ScatteringNetwork(
