@@ -33,12 +33,6 @@ Box = tuple[int, int, int, int]
 _AGREED, _DISAGREED = 0.5, 0.9
 
 
-def soft_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all but the last axis of -sum target * log softmax(score), in float32 at least."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return -(targets * wide.log_softmax(-1)).sum(-1).mean()
-
-
 def token_label_loss(
     scores: Tensor,
     tokens: Tensor,

@@ -35,6 +35,7 @@ __all__ = [
     "SplitBlock",
     "WindowBlock",
     "conv_embed",
+    "flat_scales",
     "patch_embed",
 ]
 

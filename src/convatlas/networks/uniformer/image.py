@@ -22,7 +22,7 @@ from convatlas.networks.uniformer.trunk import LAYOUTS, STRIDE, Trunk, TrunkConf
 from convatlas.ops.tokens import map_to_tokens
 from convatlas.weights import Layout
 
-__all__ = ["PUBLISHED", "VARIANTS", "Box", "Stage3", "TokenScores", "UniFormer", "UniFormerConfig"]
+__all__ = ["PUBLISHED", "VARIANTS", "Box", "Stage3", "TokenScores", "UniFormer", "UniFormerConfig", "mix_tokens"]
 
 #: Which positions the blocks of stage 3 relate.
 Stage3 = Literal["global", "window", "hybrid"]
