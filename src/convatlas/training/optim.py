@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from convatlas.errors import Unsupported
 from convatlas.training.settings import Training
 
-__all__ = ["Lion", "learning_rate", "make_optimizer", "parameter_groups"]
+__all__ = ["Lamb", "Lion", "learning_rate", "make_optimizer", "parameter_groups"]
 
 
 class Lion(Optimizer):
@@ -65,6 +65,82 @@ class Lion(Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
                 momentum.lerp_(gradient, 1 - second)
         return loss
+
+
+class Lamb(Optimizer):
+    """Adam whose step is as long as the weights that it changes, so that very large batches train well.
+
+    You et al.: "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", ICLR 2020, arXiv 1904.00962,
+    algorithm 2, with bias correction: u = m / (sqrt(v) + eps) + weight_decay w; w <- w - lr (|w| / |u|) u. The ratio is
+    1 where weights are not decayed or one of the norms is 0.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: of the means of gradients and of their squares, in [0, 1).
+        eps: added to the root of the second mean.
+        weight_decay: share of the weights in the step.
+        max_grad_norm: largest norm of all gradients together; they stay as they are when left out.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if min(lr, eps, weight_decay) < 0:
+            raise ValueError(f"lr, eps and weight_decay must not be negative, got {lr}, {eps} and {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.max_grad_norm = max_grad_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; ``closure`` recomputes the loss if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        shrink = self._shrink()
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+                state["step"] += 1
+                mean, square, gradient = state["mean"], state["square"], parameter.grad * shrink
+                mean.lerp_(gradient, 1 - first)
+                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                corrected = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+                update = (mean / (1 - first ** state["step"])).div_(corrected)
+                decay = group["weight_decay"]
+                if decay > 0:
+                    update.add_(parameter, alpha=decay)
+                    long, wide = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
+                    update.mul_(torch.where((long > 0) & (wide > 0), long / wide, torch.ones_like(long)))
+                parameter.add_(update, alpha=-group["lr"])
+        return loss
+
+    def _shrink(self) -> Tensor | float:
+        """By what the gradients of all groups are multiplied."""
+        gradients = [each.grad for group in self.param_groups for each in group["params"] if each.grad is not None]
+        if self.max_grad_norm is None or not gradients:
+            return 1.0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return 1 / (norm / self.max_grad_norm).clamp(min=1.0)
 
 
 def parameter_groups(
@@ -128,8 +204,11 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
     if training.optimizer == "sgd":
         return SGD(groups, lr=training.lr, momentum=training.momentum)
     if training.optimizer == "lion":
-        return Lion(groups, lr=training.lr, betas=(training.momentum, 0.99))
-    return AdamW(groups, lr=training.lr, betas=(training.momentum, 0.999))
+        return Lion(groups, lr=training.lr, betas=(training.momentum, training.beta2 or 0.99))
+    betas = (training.momentum, training.beta2 or 0.999)
+    if training.optimizer == "lamb":
+        return Lamb(groups, lr=training.lr, betas=betas)
+    return AdamW(groups, lr=training.lr, betas=betas)
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int, *, plateau: float = 1.0) -> float:

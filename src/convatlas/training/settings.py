@@ -26,11 +26,12 @@ class Training:
     Attributes:
         epochs: passes over the training data.
         batch_size: samples of one forward pass on one device.
-        optimizer: ``adamw``, ``sgd`` (with Nesterov-free momentum) or ``lion``.
+        optimizer: ``adamw``, ``sgd`` (with Nesterov-free momentum), ``lion`` or ``lamb``.
         lr: peak learning rate.
-        weight_decay: decoupled for adamw and lion, L2 for sgd.
+        weight_decay: decoupled for adamw, lion and lamb, L2 for sgd.
         decay_all: whether biases, norms and other 1-D parameters decay too.
         momentum: of sgd; of the others it is their first beta.
+        beta2: second beta of the others; when left out, 0.99 of lion and 0.999 of adamw and lamb.
         schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs`` or at ``decay_at``),
             ``exponential`` (the same, but a little at every step), ``plateau`` (times ``decay_rate``, not below
             ``min_lr``, whenever the validation has not improved for ``plateau_epochs``) or ``constant``; all begin with
@@ -73,11 +74,12 @@ class Training:
 
     epochs: int = 20
     batch_size: int = 64
-    optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lion", "lamb"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     decay_all: bool = False
     momentum: float = 0.9
+    beta2: float | None = None
     schedule: Literal["cosine", "step", "exponential", "plateau", "constant"] = "cosine"
     warmup_epochs: float = 1
     warmup_lr: float = 1e-6
@@ -123,7 +125,7 @@ class Training:
         for name in ("weight_decay", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("momentum", "ema"):
+        for name in ("momentum", "beta2", "ema"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if list(self.decay_at) != sorted(set(self.decay_at)) or min(self.decay_at, default=1) <= 0:
