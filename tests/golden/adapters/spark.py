@@ -35,7 +35,7 @@ def _layers(case: Case) -> dict[str, Tensor]:
         nn.BatchNorm2d(width),
         nn.MaxPool2d(3, 2, 1),
         nn.AvgPool2d(2),
-        nn.LayerNorm(width, eps=1e-6),
+        nn.LayerNorm(width),
     )
     case.load(model)
     conv, norm, max_pool, average_pool, layer_norm = model
