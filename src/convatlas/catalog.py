@@ -39,6 +39,7 @@ _PACKAGE = Path(__file__).parent
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
+    "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",
 }
@@ -51,6 +52,7 @@ METHODS: dict[str, str] = {
     "learned_filters": "training.filter_learning:LearnedFilters",
     "orthogonality": "training.orthogonality:Orthogonality",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
+    "spark": "training.spark:SparK",
     "sam": "training.sam:SharpnessAware",
     "tract": "training.tract:TrAct",
 }

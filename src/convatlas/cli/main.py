@@ -22,6 +22,7 @@ VERBS = {
     "list": "what convatlas holds",
     "show": "one system: its papers, what it offers, its models",
     "train": "train a task on your data: convatlas train recognition --data photos/ --model inceptionnext_tiny",
+    "pretrain": "train a network without labels: convatlas pretrain --method spark --model resnet50 --data photos/",
     "evaluate": "measure a trained run on held-out data",
     "predict": "apply a trained run to your files",
     "compare": "train several models under one budget and show them side by side",
