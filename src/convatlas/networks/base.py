@@ -118,6 +118,8 @@ class Backbone(nn.Module, ABC):
     layouts: ClassVar[Mapping[str, Layout]] = {}
     #: Modules whose first weight dimension is the number of classes.
     classifier_modules: ClassVar[tuple[str, ...]] = ()
+    #: Modules between the last feature map and the classifier, which a network trained on its maps may lack.
+    head_modules: ClassVar[tuple[str, ...]] = ()
     #: Convolutions that read the image.
     stem_modules: ClassVar[tuple[str, ...]] = ()
     #: Last names of parameters of several axes that weight decay leaves alone, such as class tokens.

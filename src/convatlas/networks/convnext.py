@@ -144,6 +144,7 @@ class ConvNeXt(Backbone):
         "timm": _TIMM,
     }
     classifier_modules: ClassVar[tuple[str, ...]] = ("head",)
+    head_modules: ClassVar[tuple[str, ...]] = ("norm",)
     stem_modules: ClassVar[tuple[str, ...]] = ("downsample_layers.0.0",)
 
     def __init__(self, config: ConvNeXtConfig) -> None:

@@ -3,7 +3,7 @@
 # No postponed annotations here: the command line is built from the real types of the fields.
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,7 @@ from convatlas.weights import load_weights
 
 __all__ = ["Pretraining"]
 
+_GO_ON = "pre-training {} nothing: go on with convatlas train recognition --weights RUN"
 _FAILED = "could be opened at first, but not read later"
 
 
@@ -62,7 +63,7 @@ class Pretraining(GradientTask):
 
     name: ClassVar[str] = "pretraining"
     verbs: ClassVar[tuple[str, ...]] = ("train",)
-    defaults: ClassVar[Mapping[str, Any]] = {"methods": {"spark": {}}, "drop_last": True}
+    defaults: ClassVar[Mapping[str, Any]] = {"methods": {"spark": {}}}
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_loss", "min")
 
     data: str = "digits"
@@ -226,6 +227,14 @@ class Pretraining(GradientTask):
         from convatlas.recognition.pretraining_report import pretraining_report
 
         return pretraining_report(self, run)
+
+    def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
+        """Refuse: what was learned shows when recognition goes on with it."""
+        raise Unsupported(_GO_ON.format("evaluates"))
+
+    def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
+        """Refuse, as `evaluate` does."""
+        raise Unsupported(_GO_ON.format("predicts"))
 
     # Files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ def pretraining_report(task: Pretraining, run: Run) -> Report:
     epochs = [row["epoch"] for row in rows]
     curves = {name: (epochs, [row[key] for row in rows]) for name, key in _CURVES.items()}
     go_on = f"convatlas train recognition --data FOLDER --model {task.model} --weights {run.folder}"
+    if task.options:
+        go_on += f" --options '{json.dumps(task.options)}'"
     size = " x ".join(map(str, task.preprocess.shape))
     counts = Table(
         "Data and parameters",

@@ -55,8 +55,8 @@ class Recognition(GradientTask):
             NIfTI, ``.npy`` and video files instead of images.
         model: name of the network; ``convatlas list --models`` shows them.
         options: fields of the network's config to change, e.g. ``{"depths": [1, 1, 2, 1]}``.
-        weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``; a classifier
-            for other classes is left out.
+        weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, ``published``, or the folder
+            of a run, such as one of ``convatlas pretrain``; a classifier for other classes is left out.
         layer: name of a layer of the library to put wherever it belongs in the network, e.g. ``eca`` or
             ``hypercomplex``; the weights that the network starts from are loaded before.
         layer_options: of this layer, e.g. ``{"kernel_size": 5}``.
@@ -289,8 +289,19 @@ class Recognition(GradientTask):
         return {**self.options, **fixed}
 
     def _start_from(self, source: str) -> None:
-        report = load_weights(self.network, published_source(self.model) if source == "published" else source)
+        origin: str | Path = published_source(self.model) if source == "published" else source
+        if Path(source).is_dir():
+            origin = Run.open(source).best
+        report = load_weights(self.network, origin, optional=self._head_keys())
         self.started_from = f"{source}: {report.summary()}"
+
+    def _head_keys(self) -> set[str]:
+        """Weights that a network trained without labels lacks."""
+        with torch.device("meta"):
+            options = {**self._fixed_options(self.network.in_channels), "num_classes": 0}
+            headless = model_config(self.model, **options).build().state_dict()
+        behind = tuple(f"{name}." for name in self.network.head_modules)
+        return {key for key in self.network.state_dict() if key not in headless or key.startswith(behind)}
 
     # Training
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,7 @@ def load_weights(
     *,
     part: str | None = None,
     strict: bool = True,
+    optional: Collection[str] = (),
 ) -> LoadReport:
     """Load a checkpoint into a model, recognising its layout, part and key prefix by what fits best.
 
@@ -118,6 +119,8 @@ def load_weights(
         source: a path, ``hf://owner/name[@revision][/file]``, ``https://...``, or a state dict already in memory.
         part: which part of a checkpoint with several, or which key prefix.
         strict: accept no missing, unexpected or differently shaped tensor; otherwise load what fits.
+        optional: keys of the model that the checkpoint may lack, such as those of a classifier that a
+            pre-training does without; they keep their values.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or does not fit (not at all, with ``strict=False``).
@@ -132,7 +135,7 @@ def load_weights(
     else:
         name, parts = os.fspath(source), read_checkpoint(source).parts
     choice, remarks = best_candidate(model, target, name, parts, part)
-    values, report = _fit(model, target, choice)
+    values, report = _fit(model, target, choice, optional)
     report = dataclasses.replace(report, notes=(*report.notes, *remarks))
     complete = not (report.missing or report.unexpected or report.mismatched)
     if (strict and not complete) or not values:
@@ -207,7 +210,9 @@ def convert(
 # Fitting one into the other
 
 
-def _fit(model: nn.Module, target: Target, choice: Candidate) -> tuple[dict[str, Tensor], LoadReport]:
+def _fit(
+    model: nn.Module, target: Target, choice: Candidate, optional: Collection[str] = ()
+) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors to set, and what has to be said about it."""
     classifier = _tensors_of(getattr(model, "classifier_modules", ()))
     stem = _tensors_of(getattr(model, "stem_modules", ()))
@@ -238,6 +243,10 @@ def _fit(model: nn.Module, target: Target, choice: Candidate) -> tuple[dict[str,
         else:
             mismatched.append((key, tuple(value.shape), tuple(own.shape)))
     values = {key: value for key, value in values.items() if key not in kept}
+    if absent_head := [key for key in target.values if key in optional and key not in choice.state]:
+        names = sorted({key.rpartition(".")[0] for key in absent_head})
+        adapted |= dict.fromkeys(names, "not in the checkpoint, keeps its own values")
+        kept.update(absent_head)
     tied = {id(target.values[key]) for key in values}
     absent = (key for key in target.values if key not in choice.state and id(target.values[key]) not in tied)
     spoilt = [key for key, value in values.items() if not _is_finite(value)]
