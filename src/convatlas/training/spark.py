@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from convatlas.errors import Unsupported
+from convatlas.errors import CheckpointError, Unsupported
 from convatlas.hooks import watch
 from convatlas.networks.base import Backbone, PublishedFile
 from convatlas.nn.masked import ActiveMap, leaking_layers, masked
@@ -290,7 +290,7 @@ class SparK(Method, nn.Module):
             nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, *[1] * self.dims), std=0.02, a=-0.02, b=0.02))
             for count in channels.values()
         )
-        self.to(images.device)
+        self.to(images.device, images.dtype)
         self._check_layers(model, images)
         return model
 
@@ -462,7 +462,7 @@ def _probed(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
     if first is None:
         raise Unsupported(f"{type(model).__name__} has no convolution, so its computation cannot be masked")
     channels, dims = first.in_channels, first.weight.dim() - 2
-    sides: Sequence[int] = (224, 128, 64, 32)
+    sides: Sequence[int] = (224, 128, 64, 32) if dims < 3 else (64, 32, 128)
     if isinstance(model, Backbone):
         channels, dims, sides = model.in_channels, len(model.config.preprocess.shape), (2 * model.feature_info[-1].stride,)
     problem: Exception | None = None
@@ -488,8 +488,11 @@ def _authors(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     encoder: Any = model.encoder
     theirs = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
     own = encoder.state_dict()
-    layouts = [Layout(), *getattr(encoder, "layouts", {}).values()]
-    inner = max((each.apply(theirs, encoder) for each in layouts), key=lambda found: len(own.keys() & found.keys()))
+    readings = []
+    for layout in (Layout(), *getattr(encoder, "layouts", {}).values()):
+        with suppress(CheckpointError):  # a layout of another variant
+            readings.append(layout.apply(theirs, encoder))
+    inner = max(readings, key=lambda found: len(own.keys() & found.keys()))
     rest = {key: value for key, value in state.items() if not key.startswith(start) and key not in deprecated}
     return {f"encoder.{key}": value for key, value in inner.items()} | {
         f"spark.{key}": value for key, value in rest.items()
