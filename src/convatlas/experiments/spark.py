@@ -68,7 +68,7 @@ NETWORK = ResNetConfig(
     depths=(1, 1, 1), widths=(16, 32, 64), stem_width=16, small_stem=True, stem_pool=True, num_classes=10, in_channels=1
 )
 DECODER_WIDTH = 32
-PRETRAINING = Training(epochs=24, batch_size=64, lr=4e-3, warmup_epochs=2)
+PRETRAINING = Training(epochs=10, batch_size=64, lr=4e-3, warmup_epochs=2)
 TRAINING = Training(epochs=60, batch_size=25, lr=2e-3, warmup_epochs=6)
 
 # Full: the published recipes of ResNet-50.

@@ -68,6 +68,7 @@ class Recognition(GradientTask):
         std: of the normalisation, in the same way.
         augment: random changes of the training images.
         volume_augment: random changes of the training volumes.
+        loss: ``cross_entropy`` of the classes, or ``binary``: the mean cross-entropy of a yes or no to each class.
         class_weights: whether the loss counts a class the more, the fewer samples it has: N / (K N_c) for N_c of
             N samples in one of K classes.
         mixup: alpha of mixup, 0 for none.
@@ -102,6 +103,7 @@ class Recognition(GradientTask):
     volumes: VolumeReading = field(default_factory=VolumeReading)
     augment: Augment = field(default_factory=Augment)
     volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     class_weights: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -150,6 +152,8 @@ class Recognition(GradientTask):
             raise ValueError(f"mix_switch must be from 0 to 1, got {self.mix_switch}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.loss not in ("cross_entropy", "binary"):
+            raise unknown("loss", self.loss, ("cross_entropy", "binary"))
         if self.test_augmentations < 0:
             raise ValueError(f"test_augmentations must not be negative, got {self.test_augmentations}")
         if min(self.mixup, self.cutmix) < 0:
@@ -311,7 +315,7 @@ class Recognition(GradientTask):
         return collate
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy with the mixed and smoothed targets; its mean where a network has several heads in training."""
+        """The loss with the mixed and smoothed targets; its mean where a network has several heads in training."""
         self._note(batch)
         images, labels = batch["image"], batch["label"]
         if len(images) < 2 and batch["unreadable"]:  # batch normalisation cannot learn from the one that is left
@@ -331,7 +335,10 @@ class Recognition(GradientTask):
         scores = self.network(images)
         heads = scores if isinstance(scores, tuple) else (scores,)
         weight = self._class_weights(images.device)
-        losses = [F.cross_entropy(each.float(), targets, weight=weight) for each in heads]
+        if self.loss == "binary":
+            losses = [F.binary_cross_entropy_with_logits(each.float(), targets.float(), weight) for each in heads]
+        else:
+            losses = [F.cross_entropy(each.float(), targets, weight=weight) for each in heads]
         return {"loss": torch.stack(losses).mean()}
 
     def _class_weights(self, device: torch.device) -> Tensor | None:
