@@ -28,6 +28,7 @@ from convatlas.bench import (
     ratio,
     scattering,
     simplex_fourier,
+    spark,
     tract,
     wavelets,
 )
@@ -65,6 +66,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tract, "create_model", lambda name, **options: create_model(name, **options, **small))
     monkeypatch.setattr(tract, "BATCHES", (2,))
     monkeypatch.setattr(tract, "PATCH_BATCH", 1)
+    thin = {"resnet50": {"widths": (8, 8)}, "convnext_tiny": {"dims": (8, 8)}}
+    monkeypatch.setattr(
+        spark, "create_model", lambda name, **options: create_model(name, depths=(1, 1), **options, **thin[name])
+    )
+    monkeypatch.setattr(spark, "SIDES", (64, 64))
+    monkeypatch.setattr(spark, "BATCH", 1)
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))

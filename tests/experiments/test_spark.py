@@ -14,12 +14,12 @@ from convatlas.training.settings import Training
 
 def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
-    small = {"depths": (1, 1, 1, 1), "widths": (4, 4, 4, 4), "stem_width": 4}
+    small = {"depths": (1, 1, 1, 1), "widths": (32, 32, 32, 32), "stem_width": 8}
     monkeypatch.setattr(spark, "create_model", lambda name, **options: create_model(name, **options, **small))
     monkeypatch.setattr(spark, "SEEDS", (0, 1))
     monkeypatch.setattr(spark, "UNLABELLED", 120)
     monkeypatch.setattr(spark, "LABELS", 20)
-    monkeypatch.setattr(spark, "NETWORK", spark.NETWORK.override(widths=(4, 4, 4), stem_width=4))
+    monkeypatch.setattr(spark, "NETWORK", spark.NETWORK.override(widths=(8, 8, 8), stem_width=8))
     monkeypatch.setattr(spark, "DECODER_WIDTH", 8)
     monkeypatch.setattr(spark, "PRETRAINING", Training(epochs=2, batch_size=60, warmup_epochs=0))
     monkeypatch.setattr(spark, "TRAINING", Training(epochs=1, batch_size=20, warmup_epochs=0))
