@@ -98,6 +98,9 @@ def test_commands_run(line, small_world, monkeypatch, capsys):
         words = [word for word in words if word != "--weights"] + SMALL + SMALLER + TINY
         if "--run" in words:
             words[words.index("--run") + 1] = f"runs/{uuid.uuid4().hex}"
+    if verb == "pretrain":
+        words += [*SMALL, "--image_size", "64", "--options", '{"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}']
+        words += ["--methods", '{"spark": {"decoder_width": 32}}', "--run", f"runs/{uuid.uuid4().hex}"]
     if verb == "design" and "--out" in words:
         words += SHORT_DESIGN[words[0]]
         words[words.index("--out") + 1] = f"runs/{uuid.uuid4().hex}"

@@ -55,7 +55,7 @@ def test_version(run: Run, word: str):
 
 def test_an_unknown_verb_offers_the_nearest(run: Run):
     ended = run("trian", "recognition")
-    assert ended == (2, "", "convatlas: error: unknown verb 'trian': did you mean train?\n")
+    assert ended == (2, "", "convatlas: error: unknown verb 'trian': did you mean train or pretrain?\n")
 
 
 @pytest.mark.parametrize(

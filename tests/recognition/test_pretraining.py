@@ -40,12 +40,15 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_run_holds_curves_and_pictures(pretrained: tuple[Path, Path]):
     run = Run.open(pretrained[1])
     rows = run.read_metrics()
-    assert len(rows) == 2 and all(0.5 < row["val_loss"] < 2 for row in rows)
+    assert len(rows) == 2
+    assert all(0.5 < row["val_loss"] < 2 for row in rows)
     pictures = sorted(run.samples.glob("*.png"))
     pixels = np.asarray(Image.open(pictures[0]))
-    assert pixels.shape == (64, 3 * 64 + 2 * 4, 3) and pixels.std() > 1
+    assert pixels.shape == (64, 3 * 64 + 2 * 4, 3)
+    assert pixels.std() > 1
     page = (run.folder / "report.html").read_text()
-    assert "Original, masked, reconstructed" in page and "--weights" in page
+    assert "Original, masked, reconstructed" in page
+    assert "--weights" in page
 
 
 def test_recognition_goes_on_from_the_run_or_its_file(pretrained: tuple[Path, Path], tmp_path: Path):
@@ -78,15 +81,16 @@ def test_a_folder_with_parts_is_taken_by_its_parts(tmp_path: Path):
 def test_grey_digits_train_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     task = Pretraining(data="digits", model="convnext_tiny", options=TINY, val_fraction=0.99)
     task.fit(tmp_path / "run", Training(epochs=1, batch_size=16, warmup_epochs=0, methods=SPARK))
-    assert task.preprocess.shape == (64, 64) and task.network.in_channels == 1
+    assert task.preprocess.shape == (64, 64)
+    assert task.network.in_channels == 1
     assert task.unreadable == {}
 
 
 def test_bad_settings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(Unsupported, match="spark alone"):
         Pretraining(data="digits", options={}).fit(tmp_path / "a", Training(epochs=1, warmup_epochs=0))
+    task = Pretraining(data="digits", model="convnext_tiny", options=TINY, image_size=48)
     with pytest.raises(ValueError, match="multiples of the total stride 32"):
-        task = Pretraining(data="digits", model="convnext_tiny", options=TINY, image_size=48)
         task.fit(tmp_path / "b", Training(epochs=1, warmup_epochs=0, methods=SPARK))
     with pytest.raises(ValueError, match="num_classes"):
         Pretraining(options={"num_classes": 3})
@@ -94,7 +98,7 @@ def test_bad_settings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
         Pretraining(val_fraction=0.0)
     with pytest.raises(ValueError, match="volume_size"):
         Pretraining(volume_size=(8, 8, 8))
-    with pytest.raises(Unsupported, match="goes? on|go on"):
+    with pytest.raises(Unsupported, match="go on with"):
         Pretraining().evaluate()
     with pytest.raises(UnknownName, match="loss"):
         Recognition(loss="hinge")  # type: ignore[arg-type]
@@ -121,7 +125,8 @@ def test_recipes_of_pre_training_have_the_published_numbers(name: str):
     assert (training.clip, training.weight_decay, training.epochs) == (5, 0.04, 1600)
     optimizer = make_optimizer(torch.nn.Linear(2, 2), training)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95 if "resnet" in name else 0.999)
-    assert task.augment.scale == (0.67, 1.0) and task.image_size == (384 if large else 224)
+    assert task.augment.scale == (0.67, 1.0)
+    assert task.image_size == (384 if large else 224)
 
 
 @pytest.mark.parametrize(
@@ -141,4 +146,5 @@ def test_recipes_of_fine_tuning_have_the_published_numbers(name: str, batch: int
     assert (task.loss == "binary", task.mixup, training.optimizer) == (
         (True, 0.1, "lamb") if resnet else (False, 0.8, "adamw")
     )
-    assert task.augment.trivial_augment and task.augment.random_erasing == 0.25
+    assert task.augment.trivial_augment
+    assert task.augment.random_erasing == 0.25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def test_pictures_show_the_visible_cells_as_they_are():
     visible = cells.flatten(1)
     assert torch.equal(patchify(filled, 32)[visible], patchify(images, 32)[visible])
     assert patchify(shown, 32)[~visible].abs().max() == 0
-    assert model.training and spark.training
+    assert model.training
+    assert spark.training
 
 
 class Plain(nn.Module):
@@ -140,7 +142,7 @@ class Plain(nn.Module):
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.SiLU())
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
+                for a, b in itertools.pairwise(widths)
             )
         )
         self.head = nn.Linear(8, 5)
@@ -166,7 +168,8 @@ def test_any_network_of_convolutions_learns(kind: type[nn.Module]):
     model, spark = kind(), SparK(0.5, decoder_width=16)
     before = copy.deepcopy(model.state_dict())
     assert spark.prepare(model) is model
-    assert spark.stride == 8 and list(spark.levels) == [0, 1, 2]
+    assert spark.stride == 8
+    assert list(spark.levels) == [0, 1, 2]
     assert [tuple(each.shape[1:]) for each in feature_maps(model, torch.zeros(1, 1, 32, 32))] == [
         (4, 16, 16),
         (6, 8, 8),
@@ -212,7 +215,9 @@ def test_whole_models_of_the_authors_load_and_encoders_go_on(name: str, options:
         theirs[f"sparse_encoder.sp_cnn.{rest}" if part == "encoder" else rest] = torch.full_like(value, 0.25)
     deprecated = {"imn_m": torch.full((1, 3, 1, 1), float("nan")), "norm_black": torch.zeros(1, 3, 8, 8)}
     report = load_weights(whole, {**theirs, **deprecated})
-    assert report.layout == "authors" and not report.missing and not report.unexpected
+    assert report.layout == "authors"
+    assert not report.missing
+    assert not report.unexpected
     assert all(bool((value == 0.25).all()) for value in whole.state_dict().values() if value.is_floating_point())
     # Files of the encoder alone have no classifier and, of ConvNeXt, no last norm.
     flat = {key.removeprefix("sparse_encoder.sp_cnn."): value for key, value in theirs.items() if key[0] == "s"}
@@ -222,7 +227,8 @@ def test_whole_models_of_the_authors_load_and_encoders_go_on(name: str, options:
     behind = [key for key in plain.state_dict() if key.startswith(("fc.", "head.", "norm."))]
     kept = plain.state_dict()[behind[0]].clone()
     report = load_weights(plain, flat, optional=behind)
-    assert not report.missing and any("keeps its own" in done for _, done in report.adapted)
+    assert not report.missing
+    assert any("keeps its own" in done for _, done in report.adapted)
     assert torch.equal(plain.state_dict()[behind[0]], kept)
 
 
@@ -236,7 +242,8 @@ def test_its_optimizer_holds_everything_and_its_decay_rises():
     spark.prepare(model)
     training = Training(epochs=11, optimizer="lamb", lr=0.1, weight_decay=0.04, beta2=0.95)
     (optimizer,) = spark.optimizers(model, training)
-    assert isinstance(optimizer, Lamb) and optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    assert isinstance(optimizer, Lamb)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in [*model.parameters(), *spark.parameters()]}
     free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convatlas.bench.ratio import Bar, Call, Case, compare, report
 from convatlas.networks.registry import create_model
+from convatlas.nn.drop import DropPath
 from convatlas.nn.masked import ActiveMap, masked
 from convatlas.report import Report
 from convatlas.training.spark import SparK, feature_maps
@@ -110,7 +111,7 @@ def _against_dense(name: str, side: int, device: torch.device) -> dict[str, Call
 def _against_anew(name: str, side: int, device: torch.device) -> dict[str, Call]:
     model, images, cells = _given(name, side, device)
     for part in model.modules():  # random, and not the same for both sides
-        if hasattr(part, "rate"):
+        if isinstance(part, DropPath):
             part.rate = 0.0
     other = copy.deepcopy(model)
     return {

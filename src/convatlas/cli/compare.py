@@ -23,7 +23,9 @@ def run(argv: Sequence[str]) -> int:
             f"usage: convatlas compare TASK --models A,B ... | --model A --with LAYER,...\n\ntasks: {', '.join(TASKS)}"
         )
         return 0
-    parser = task_parser(cls, "compare", "--models A,B | --with LAYER,... [--out FOLDER] [--SETTING VALUE ...]")
+    parser = task_parser(
+        cls, f"convatlas compare {cls.name}", "--models A,B | --with LAYER,... [--out FOLDER] [--SETTING VALUE ...]"
+    )
     parser.add_argument(
         "--models",
         type=dict[str, dict[str, Any]] | str | None,

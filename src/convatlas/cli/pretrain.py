@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from convatlas.catalog import TASKS, resolve
 from convatlas.cli.parser import UsageError
-from convatlas.cli.train import run as train
+from convatlas.cli.train import train
 
 __all__ = ["run"]
-
-_TASK = "pretraining"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,4 +25,4 @@ def run(argv: Sequence[str]) -> int:
         if name:
             words[index : index + taken] = ["--methods", json.dumps({name: {}})]
             break
-    return train([_TASK, *words])
+    return train(resolve(TASKS["pretraining"]), words, "convatlas pretrain")

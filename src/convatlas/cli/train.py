@@ -16,7 +16,7 @@ from convatlas.cli.parser import Parser, UsageError, choose_task, fresh_folder
 if TYPE_CHECKING:
     from convatlas.training.arguments import SettingsParser
 
-__all__ = ["built", "output_to_stderr", "run", "task_parser", "with_recipe"]
+__all__ = ["built", "output_to_stderr", "run", "task_parser", "train", "with_recipe"]
 
 _RUN = "CONVATLAS_RUN"
 
@@ -28,13 +28,18 @@ def run(argv: Sequence[str]) -> int:
         print("usage: convatlas train TASK ...\n")
         print(f"tasks: {', '.join(TASKS)}\n\n'convatlas train TASK --help' lists the settings.")
         return 0
+    return train(cls, words, f"convatlas train {cls.name}")
+
+
+def train(cls: type[Any], words: list[str], command: str) -> int:
+    """Train a task by the words of a command that names it."""
     from convatlas.training.task import is_helper
 
     if any(word.partition("=")[0] == "--resume" for word in words):
-        arguments, task, training = _interrupted(words, cls)
+        arguments, task, training = _interrupted(words, cls, command)
         folder = Path(arguments.resume)
     else:
-        parser = task_parser(cls, "train", "[--run RUN | --resume RUN] [--SETTING VALUE ...]")
+        parser = task_parser(cls, command, "[--run RUN | --resume RUN] [--SETTING VALUE ...]")
         parser.add_argument("--run", type=str | None, help="folder to write; by default one below runs/ with the time")
         parser.add_argument(
             "--resume", type=str | None, help="go on with this interrupted run; only settings of where it runs"
@@ -53,14 +58,14 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _interrupted(words: Sequence[str], cls: type[Any]) -> tuple[Any, Any, Any]:
+def _interrupted(words: Sequence[str], cls: type[Any], command: str) -> tuple[Any, Any, Any]:
     """The words of a command with --resume, and the task and the training settings of that run."""
     from convatlas.training.arguments import SettingsParser
     from convatlas.training.run import Run
     from convatlas.training.settings import MOVABLE, Training
     from convatlas.training.task import split_settings
 
-    parser = Parser(f"convatlas train {cls.name}", description="Go on with an interrupted run.")
+    parser = Parser(command, description="Go on with an interrupted run.")
     parser.add_argument("--resume", metavar="RUN", required=True, help="folder of the run")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments, others = parser.parse_known_args(words)
@@ -80,13 +85,13 @@ def _interrupted(words: Sequence[str], cls: type[Any]) -> tuple[Any, Any, Any]:
     return arguments, *split_settings(cls, values)
 
 
-def task_parser(cls: type[Any], verb: str, usage: str) -> SettingsParser:
+def task_parser(cls: type[Any], command: str, usage: str) -> SettingsParser:
     """A parser for the settings of a task and its training, with configuration files and recipes."""
     from convatlas.training.arguments import SettingsParser
     from convatlas.training.settings import Training
 
-    prog, summary = f"convatlas {verb} {cls.name}", (cls.__doc__ or "").strip().splitlines()[0]
-    parser = SettingsParser(prog=prog, description=summary, usage=f"{prog} {usage}")
+    summary = (cls.__doc__ or "").strip().splitlines()[0]
+    parser = SettingsParser(prog=command, description=summary, usage=f"{command} {usage}")
     parser.add_argument("--config", action="config", help="YAML file with settings, e.g. the config.yaml of a run")
     parser.add_argument("--recipe", type=str | None, help=f"published recipe: {', '.join(cls.recipes()) or 'none yet'}")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

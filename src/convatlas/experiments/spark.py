@@ -141,7 +141,9 @@ def quick() -> Report:
         ),
     ]
     caption = f"After {TRAINING.epochs} epochs on {LABELS} labelled digits; tested on those that neither training saw."
-    losses = {f"seed {seed}": (range(1, 1 + len(e.losses)), e.losses) for seed, e in zip(SEEDS, pretrained, strict=True)}
+    losses = {
+        f"seed {seed}": (range(1, 1 + len(e.losses)), e.losses) for seed, e in zip(SEEDS, pretrained, strict=True)
+    }
     note = (
         f"{UNLABELLED} digits without labels, enlarged to 32 x 32 pixels; a ResNet of total stride 8, so a mask of "
         f"4 x 4 cells; {PRETRAINING.epochs} epochs of pre-training."
@@ -184,7 +186,7 @@ def _pattern_section() -> Section:
             Claim.judge(
                 "Masked computation keeps the pattern of the mask through all stages",
                 published="sparse convolution keeps it (figure 2)",
-                statistic=f"largest difference of the share of non-zero positions of a stage of {MODEL} from the mask's",
+                statistic=f"largest difference of the shares of non-zero positions of a stage of {MODEL} from the mask",
                 value=max(abs(share - visible) for share in shares["masked"]),
                 at_most=SAME_SHARE,
                 seeds=0,
@@ -308,7 +310,9 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
         unit="%",
     )
     runs = {name: f"{name}/report.html" for name in ("pretraining", "finetuning")}
-    settings = Table("Settings", ["setting", "pre-training"], [[n, str(v)] for n, v in dataclasses.asdict(training).items()])
+    settings = Table(
+        "Settings", ["setting", "pre-training"], [[n, str(v)] for n, v in dataclasses.asdict(training).items()]
+    )
     return finished(
         "SparK: full test of its claims", [Section("Accuracy", [claim, settings, Files("Runs", runs)])], data=str(data)
     )

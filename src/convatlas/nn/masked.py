@@ -72,7 +72,9 @@ class ActiveMap:
         if size not in self._masks:
             grid = tuple(self.cells.shape[2:])
             if len(size) != len(grid) or any(side % cells for side, cells in zip(size, grid, strict=True)):
-                raise ValueError(f"maps of a masked network must be multiples of the {grid} cells of the mask, got {size}")
+                raise ValueError(
+                    f"maps of a masked network must be multiples of the {grid} cells of the mask, got {size}"
+                )
             mask = self.cells
             for axis, (side, cells) in enumerate(zip(size, grid, strict=True), 2):
                 mask = mask.repeat_interleave(side // cells, axis)
@@ -260,7 +262,9 @@ def leaking_layers(model: nn.Module, cells: Tensor, run: Callable[[], Any]) -> t
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             if x.dim() != active.dims + 2:
-                raise Unsupported(f"{name} is a {type(module).__name__}, which a mask of {active.dims} axes cannot mask")
+                raise Unsupported(
+                    f"{name} is a {type(module).__name__}, which a mask of {active.dims} axes cannot mask"
+                )
             if max(x.shape[2:]) > 1 and not torch.equal(active.mask(x), x):
                 found.append(name)
 

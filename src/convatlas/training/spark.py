@@ -1,8 +1,8 @@
 """SparK: pre-train any convolutional network without labels, by filling in what a mask hides of its images.
 
 Tian, Jiang, Diao, Lin, Wang, Yuan: "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked
-Modeling", ICLR 2023, arXiv 2301.03580. The encoder computes on the visible cells alone (`convatlas.nn.masked`); its maps
-of all scales, with learned embeddings in the hidden cells, go into a light U-shaped decoder; the loss compares its
+Modeling", ICLR 2023, arXiv 2301.03580. The encoder computes on the visible cells alone (`convatlas.nn.masked`); its
+maps of all scales, with learned embeddings in the hidden cells, go into a light U-shaped decoder; the loss compares its
 output with the pixels of the hidden cells, normalised in each cell (section 3).
 
 The network itself is trained and stays what it is: decoder and embeddings belong to the method and are left aside when
@@ -11,6 +11,7 @@ the network is saved.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,9 +149,7 @@ class LightDecoder(nn.Module):
             raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
         self.stride, self.width, self.blocks = stride, width, int(math.log2(stride))
         widths = [width // 2**level for level in range(self.blocks + 1)]
-        self.dec = nn.ModuleList(
-            _UpBlock(before, after, dims) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.dec = nn.ModuleList(_UpBlock(before, after, dims) for before, after in itertools.pairwise(widths))
         self.proj = _CONV[dims](widths[-1], out_channels, 1)
         self.apply(_init)
 
@@ -165,9 +164,9 @@ class LightDecoder(nn.Module):
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, tuple(_CONV.values())):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, tuple(_UP.values())):
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if isinstance(module, _ConvNd) and module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -204,7 +203,9 @@ def feature_maps(model: nn.Module, x: Tensor) -> list[Tensor]:
     if isinstance(output, list | tuple) and all(isinstance(each, Tensor) and each.dim() == x.dim() for each in output):
         return list(output)
     if not found:
-        raise Unsupported(f"{type(model).__name__} makes no maps of images {tuple(x.shape)}, so there is nothing to mask")
+        raise Unsupported(
+            f"{type(model).__name__} makes no maps of images {tuple(x.shape)}, so there is nothing to mask"
+        )
     return [found[stride] for stride in sorted(found)]
 
 
@@ -344,7 +345,9 @@ class SparK(Method, nn.Module):
             )
         order = torch.rand(batch, count, generator=generator, device=device if generator is None else None)
         chosen = order.argsort(1)[:, :visible].to(device)
-        return torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True).view(batch, 1, *grid)
+        return (
+            torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True).view(batch, 1, *grid)
+        )
 
     def forward(self, model: nn.Module, images: Tensor, cells: Tensor | None = None) -> Reconstruction:
         """Encode the visible cells, decode all, compare the hidden ones.
@@ -388,7 +391,7 @@ class SparK(Method, nn.Module):
 
     def _loss(self, images: Tensor, prediction: Tensor, cells: Tensor) -> Tensor:
         wide = torch.promote_types(images.dtype, torch.float32)
-        target, mean, spread = self._normalised(images.to(wide))
+        target, _mean, _spread = self._normalised(images.to(wide))
         errors = (patchify(prediction.to(wide), self.stride) - target).square().mean(2)
         hidden = ~cells.flatten(1)
         return (errors * hidden).sum() / (hidden.sum() + 1e-8)
@@ -464,7 +467,11 @@ def _probed(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
     channels, dims = first.in_channels, first.weight.dim() - 2
     sides: Sequence[int] = (224, 128, 64, 32) if dims < 3 else (64, 32, 128)
     if isinstance(model, Backbone):
-        channels, dims, sides = model.in_channels, len(model.config.preprocess.shape), (2 * model.feature_info[-1].stride,)
+        channels, dims, sides = (
+            model.in_channels,
+            len(model.config.preprocess.shape),
+            (2 * model.feature_info[-1].stride,),
+        )
     problem: Exception | None = None
     for side in sides:
         images = torch.zeros(2, channels, *[side] * dims, device=first.weight.device, dtype=first.weight.dtype)
