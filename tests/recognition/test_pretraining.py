@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import yaml
 from PIL import Image
 
 from convatlas.cli.main import main
-from convatlas.errors import DataError, UnknownName, Unsupported
+from convatlas.errors import DataError, Interrupted, UnknownName, Unsupported
 from convatlas.recognition.pretraining import Pretraining
 from convatlas.recognition.task import Recognition
 from convatlas.training.optim import learning_rate, make_optimizer
 from convatlas.training.run import Run
 from convatlas.training.settings import Training
+from convatlas.training.spark import SparK
 from convatlas.training.task import split_settings
 from recognition.pictures import TINY, short, write_pictures
 
@@ -84,6 +86,36 @@ def test_grey_digits_train_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert task.preprocess.shape == (64, 64)
     assert task.network.in_channels == 1
     assert task.unreadable == {}
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = write_pictures(tmp_path / "data", count=4)
+    method = {"spark": {"decoder_width": 32, "weight_decay_end": 0.2}}
+    training = Training(epochs=2, batch_size=4, warmup_epochs=0, optimizer="lamb", lr=0.01, methods=method)
+
+    def fit(name: str, *, resume: bool = False) -> None:
+        task = Pretraining(data=str(data), model="convnext_tiny", options=TINY, image_size=64)
+        task.fit(tmp_path / name, training, resume=resume)
+
+    fit("whole")
+    plain, calls = SparK.losses, []
+
+    def stopping(self: SparK, *words: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 5:  # within the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *words)
+
+    monkeypatch.setattr(SparK, "losses", lambda self, model, batch, loss_fn: stopping(self, model, batch, loss_fn))
+    with pytest.raises(Interrupted):
+        fit("cut")
+    fit("cut", resume=True)
+    states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")]
+    whole, cut = (state["state_dict"] for state in states)
+    assert any(key.startswith("method_parts.0.mask_tokens") for key in whole)
+    assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+    decays = [{group["weight_decay"] for group in state["optimizer_states"][0]["param_groups"]} for state in states]
+    assert decays == [{0.0, 0.2}] * 2
 
 
 def test_bad_settings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

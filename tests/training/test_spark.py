@@ -228,8 +228,27 @@ def test_whole_models_of_the_authors_load_and_encoders_go_on(name: str, options:
     kept = plain.state_dict()[behind[0]].clone()
     report = load_weights(plain, flat, optional=behind)
     assert not report.missing
+    report = load_weights(plain, {"module": theirs, "epoch": 3}, optional=behind)  # decoder and all
+    assert not report.missing
     assert any("keeps its own" in done for _, done in report.adapted)
     assert torch.equal(plain.state_dict()[behind[0]], kept)
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet18", RESNET), ("convnext_tiny", CONVNEXT)])
+def test_mixed_precision(name: str, options: dict[str, object]):
+    model, spark = create_model(name, **options), SparK(decoder_width=32)
+    spark.prepare(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = spark(model, torch.randn(2, 3, 64, 64)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+def test_networks_that_fill_hidden_cells_are_refused():
+    tokens = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1)}
+    with pytest.raises(Unsupported, match=r"fills hidden cells between its layers, which stages\.0"):
+        SparK(decoder_width=32).prepare(create_model("pvt_tiny", **tokens))
 
 
 def test_published_files_are_named():

@@ -154,13 +154,16 @@ def quick() -> Report:
         Section(
             "Reconstruction",
             [
-                Images("Original, masked, reconstructed", pretrained[0].pictures, "Test images of the first seed."),
+                Images("Original, masked, reconstructed", pretrained[0].pictures, _CAPTION),
                 Lines("Loss of the pre-training", "epoch", "mean squared error", losses),
                 Note(note),
             ],
         ),
     ]
     return finished("SparK: quick test of its claims", sections)
+
+
+_CAPTION = "Test images of the first seed; a reconstructed cell gets the mean and deviation of the true one back."
 
 
 # -- the pattern of the mask -------------------------------------------------------------------------------------------

@@ -64,7 +64,10 @@ def pretraining_report(task: Pretraining, run: Run) -> Report:
         },
     )
     share = f"{task.method.mask_ratio:.0%} of the cells of {task.method.stride} pixels are hidden"
-    caption = f"Original, what the network sees ({share}), reconstruction; of validation images."
+    caption = (
+        f"Original, what the network sees ({share}), and the reconstruction, which gets the mean and deviation of each "
+        "true cell back; of validation images."
+    )
     origin = [Note(f"Started from {task.started_from}")] if task.started_from else []
     sections = [
         Section("Reconstruction", [Images("Original, masked, reconstructed", pictures, caption)]),
