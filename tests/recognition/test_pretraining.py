@@ -128,8 +128,8 @@ def test_bad_settings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
         Pretraining(options={"num_classes": 3})
     with pytest.raises(ValueError, match="val_fraction"):
         Pretraining(val_fraction=0.0)
-    with pytest.raises(ValueError, match="volume_size"):
-        Pretraining(volume_size=(8, 8, 8))
+    with pytest.raises(Unsupported, match="r3d_18 is not a network for images"):
+        Pretraining(model="r3d_18")
     with pytest.raises(Unsupported, match="go on with"):
         Pretraining().evaluate()
     with pytest.raises(UnknownName, match="loss"):

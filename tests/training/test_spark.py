@@ -316,6 +316,8 @@ def test_bad_input_is_told():
     model.set_gradient_checkpointing()
     with pytest.raises(Unsupported, match="recompute"):
         SparK(decoder_width=32).prepare(model)
+    with pytest.raises(Unsupported, match="no cubes"):
+        SparK().prepare(create_model("r3d_18", num_classes=0))
     with pytest.raises(Unsupported, match="no convolution"):
         SparK().prepare(nn.Linear(2, 2))
 

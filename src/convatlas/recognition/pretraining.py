@@ -1,4 +1,4 @@
-"""Pre-training: learn from images, volumes or short videos without labels; recognition goes on from the weights."""
+"""Pre-training: learn from images without labels; recognition goes on from the weights."""
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.data.dataset import Augmented, ImageDataset, collate
-from convatlas.data.image_files import IMAGES, FileKind
 from convatlas.data.images import ImageSet, Skipped, Unreadable, read_images
 from convatlas.data.transforms import Augment, Preprocess
-from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
-from convatlas.data.volumes import VolumeReading, volume_files
 from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
@@ -43,20 +40,16 @@ class Pretraining(GradientTask):
 
     Attributes:
         data: a folder of images, in subfolders or not (of one with train/ those are taken, and val/ where it is there),
-            an ``.npz`` file, a folder of MNIST-format idx files, or ``digits``. A network for volumes takes NIfTI,
-            ``.npy`` and video files.
+            an ``.npz`` file, a folder of MNIST-format idx files, or ``digits``.
         model: name of the network; ``convatlas list --models`` shows them.
         options: fields of the network's config to change, e.g. ``{"drop_path": 0.05}``.
         weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``.
         image_size: side of the square the network sees, in pixels, a multiple of its total stride; chosen from the
             images when left out.
-        volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
-        volumes: how the files of volumes and videos are read.
         mean: of the normalisation, for each channel; that of the published weights when left out.
         std: of the normalisation, in the same way.
         augment: random changes of the images.
-        volume_augment: random changes of the volumes.
         val_fraction: share of the images on which the loss is measured to choose the best epoch.
         split_seed: of the random split.
     """
@@ -71,26 +64,23 @@ class Pretraining(GradientTask):
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     image_size: int | None = None
-    volume_size: tuple[int, int, int] | None = None
     channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    volumes: VolumeReading = field(default_factory=VolumeReading)
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.67, 1.0)))
-    volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
     val_fraction: float = 0.05
     split_seed: int = 0
 
     network: Backbone = field(init=False, repr=False)
     method: SparK = field(init=False, repr=False)
-    preprocess: Preprocess | VolumePreprocess = field(init=False, default_factory=Preprocess)
+    preprocess: Preprocess = field(init=False, default_factory=Preprocess)
     splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         config = model_config(self.model, **self.options)
-        if not isinstance(config, BackboneConfig):
+        if not isinstance(config, BackboneConfig) or not isinstance(config.preprocess, Preprocess):
             raise Unsupported(f"{self.model} is not a network for images")
         for name in ("num_classes", "in_channels", "preprocess"):
             if name in self.options:
@@ -99,27 +89,12 @@ class Pretraining(GradientTask):
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), or left out, got {self.channels}")
-        given, other = ("image_size", self.image_size) if self.takes_volumes else ("volume_size", self.volume_size)
-        if other is not None:
-            kind = "volumes" if self.takes_volumes else "images"
-            raise ValueError(f"{given} must be left out for {self.model}, which is a network for {kind}, got {other}")
 
     @classmethod
     def recipes(cls) -> dict[str, Path]:
         """Published recipes of pre-training by name."""
         folder = Path(str(resources.files("convatlas.recognition"))) / "pretraining_recipes"
         return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-    @property
-    def takes_volumes(self) -> bool:
-        """Whether the network takes volumes or videos (B, C, D, H, W)."""
-        config: Any = model_config(self.model, **self.options)
-        return isinstance(config.preprocess, VolumePreprocess)
-
-    @property
-    def files(self) -> FileKind:
-        """The kind of files that the network is for."""
-        return volume_files(self.volumes) if self.takes_volumes else IMAGES
 
     # Data and network
 
@@ -147,8 +122,7 @@ class Pretraining(GradientTask):
         if self.weights is not None:
             source = published_source(self.model) if self.weights == "published" else self.weights
             self.started_from = f"{source}: {load_weights(self.network, source).summary()}"
-        augment: Any = self.volume_augment if self.takes_volumes else self.augment
-        self.train_set = ImageDataset(train, Augmented(augment, self.preprocess))
+        self.train_set = ImageDataset(train, Augmented(self.augment, self.preprocess))
         self.val_set = ImageDataset(self.splits["val"], self.preprocess)
 
     def _read(self) -> dict[str, ImageSet]:
@@ -167,20 +141,17 @@ class Pretraining(GradientTask):
         return found
 
     def _images(self, source: str | Path) -> ImageSet:
-        sets = read_images(source, channels=self.channels, labelled=False, kind=self.files)
+        sets = read_images(source, channels=self.channels, labelled=False)
         return sets["train"] if "train" in sets else next(iter(sets.values()))
 
-    def _choose_preprocess(self, train: ImageSet) -> Preprocess | VolumePreprocess:
+    def _choose_preprocess(self, train: ImageSet) -> Preprocess:
         with torch.device("meta"):
             config: Any = model_config(self.model, **self.options)
             stride = config.build().feature_info[-1].stride
-        published = config.preprocess
+        published: Preprocess = config.preprocess
         chosen: dict[str, Any] = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
         if train.channels not in (1, len(published.mean)):
             chosen = {"mean": (0.5,), "std": (0.25,), **chosen}
-        if isinstance(published, VolumePreprocess):
-            size: Any = self.volume_size or published.size
-            return dataclasses.replace(published, size=size, **chosen)
         size = self.image_size
         if size is None:
             rows = np.linspace(0, len(train) - 1, min(len(train), 64)).astype(int)
@@ -244,8 +215,7 @@ class Pretraining(GradientTask):
 
     def restore(self, described: Mapping[str, Any]) -> None:
         """Put back what `described` gave and build the network."""
-        kind: Any = VolumePreprocess if self.takes_volumes else Preprocess
-        self.preprocess = from_mapping(kind, described["preprocess"])
+        self.preprocess = from_mapping(Preprocess, described["preprocess"])
         self.network = self._build(int(described["channels"]))
 
 

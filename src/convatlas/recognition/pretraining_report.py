@@ -102,18 +102,6 @@ def reconstructions(task: Pretraining, most: int = _PICTURES) -> list[tuple[npt.
 
 
 def _side_by_side(task: Pretraining, tensors: tuple[Tensor, ...]) -> npt.NDArray[np.uint8]:
-    pictures = [_shown(task, tensor) for tensor in tensors]
+    pictures = [task.preprocess.denormalise(tensor) for tensor in tensors]  # hidden cells have the mean colour
     gap = np.full((len(pictures[0]), _GAP, *pictures[0].shape[2:]), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
-
-
-def _shown(task: Pretraining, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    """A tensor as a picture; of a volume its middle slice. Hidden cells, which are 0, have the mean colour."""
-    preprocess: Any = task.preprocess
-    if tensor.dim() == 3:
-        pixels: npt.NDArray[np.uint8] = preprocess.denormalise(tensor)
-        return pixels
-    values = tensor[:, tensor.shape[1] // 2].float().cpu()
-    low, high = values.min(), values.max()
-    levels = ((values - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
-    return levels[:3].permute(1, 2, 0).numpy() if len(levels) >= 3 else levels[0].numpy()

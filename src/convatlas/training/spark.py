@@ -481,6 +481,11 @@ def _probed(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
         except (RuntimeError, ValueError) as error:
             problem = error
             continue
+        uneven = [tuple(each.shape[2:]) for each in maps if len(set(each.shape[2:])) > 1]
+        if uneven:
+            raise Unsupported(
+                f"{type(model).__name__} makes {uneven[-1]} of {side} pixels a side, so its cells are no cubes"
+            )
         if all(side % each.shape[2] == 0 for each in maps):
             return images, maps
     raise Unsupported(f"{type(model).__name__} does not make maps of {list(sides)} pixels: {problem}")
