@@ -191,14 +191,16 @@ def test_any_network_of_convolutions_learns(kind: type[nn.Module]):
     assert all(not part._forward_hooks for part in model.modules())
 
 
-def test_a_network_for_volumes():
-    layers = nn.Sequential(*(nn.Sequential(nn.Conv3d(a, 4, 3, 2, 1), nn.BatchNorm3d(4), nn.ReLU()) for a in (1, 4)))
+@pytest.mark.parametrize(("dims", "conv", "norm"), [(1, nn.Conv1d, nn.BatchNorm1d), (3, nn.Conv3d, nn.BatchNorm3d)])
+def test_networks_for_signals_and_volumes(dims: int, conv: type[nn.Module], norm: type[nn.Module]):
+    layers = nn.Sequential(*(nn.Sequential(conv(a, 4, 3, 2, 1), norm(4), nn.ReLU()) for a in (1, 4)))
     spark = SparK(0.5, decoder_width=8)
     spark.prepare(layers)
-    assert spark.dims == 3
-    result = spark(layers, torch.randn(2, 1, 8, 8, 8))
+    assert spark.dims == dims
+    images = torch.randn(2, 1, *[8] * dims)
+    result = spark(layers, images)
     result.loss.backward()
-    assert result.prediction.shape == (2, 1, 8, 8, 8)
+    assert result.prediction.shape == images.shape
     assert all(parameter.grad is not None for parameter in [*layers.parameters(), *spark.parameters()])
 
 

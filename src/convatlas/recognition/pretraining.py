@@ -104,7 +104,7 @@ class Pretraining(GradientTask):
             raise Unsupported(f"pre-training needs the method spark alone, got {', '.join(method.methods) or 'none'}")
         self.method = own[0]
         super()._make_ready(training, method)
-        self.method._grid(torch.empty(1, 1, *self.preprocess.shape))  # refuse a wrong size before the first batch
+        self.method.grid(torch.empty(1, 1, *self.preprocess.shape))  # refuse a wrong size before the first batch
 
     def prepare(self) -> None:
         """Read and split the images, choose the preprocessing and build the network without its classifier.
@@ -189,9 +189,8 @@ class Pretraining(GradientTask):
 
     def fixed_cells(self, images: Tensor, seed: int) -> Tensor:
         """The same visible cells for a batch each time."""
-        grid = [side // self.method.stride for side in images.shape[2:]]
         generator = torch.Generator().manual_seed(seed)
-        return self.method.mask(len(images), grid, generator=generator, device=images.device)
+        return self.method.mask(len(images), self.method.grid(images), generator=generator, device=images.device)
 
     def report(self, run: Run) -> Report:
         """The loss on the way, originals beside masked images and reconstructions, and how to go on."""

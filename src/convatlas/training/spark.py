@@ -360,7 +360,7 @@ class SparK(Method, nn.Module):
         Raises:
             ValueError: no network was prepared, or images and cells do not fit it.
         """
-        grid = self._grid(images)
+        grid = self.grid(images)
         if cells is None:
             cells = self.mask(len(images), grid, device=images.device)
         elif cells.shape != (len(images), 1, *grid):
@@ -379,7 +379,12 @@ class SparK(Method, nn.Module):
         loss = self._loss(images, prediction, cells)
         return Reconstruction([features[level] for level in reversed(self.levels)], to_dec, prediction, loss)
 
-    def _grid(self, images: Tensor) -> list[int]:
+    def grid(self, images: Tensor) -> list[int]:
+        """Cells along each side of images (B, C, ...).
+
+        Raises:
+            ValueError: no network was prepared, or a side is no multiple of its total stride.
+        """
         if not self.levels:
             raise ValueError("prepare(model) must be called before the method is used")
         if images.dim() != self.dims + 2 or any(side % self.stride for side in images.shape[2:]):
@@ -414,7 +419,7 @@ class SparK(Method, nn.Module):
         patches, shown = patchify(images, self.stride), cells.flatten(1)[..., None]
         _, mean, spread = self._normalised(images)
         filled = torch.where(shown, patches, patchify(prediction, self.stride) * spread + mean)
-        grid = self._grid(images)
+        grid = self.grid(images)
         return unpatchify(patches * shown, self.stride, grid), unpatchify(filled, self.stride, grid)
 
     def losses(self, model: nn.Module, batch: Any, loss_fn: LossFn) -> dict[str, Tensor]:
