@@ -109,6 +109,23 @@ def test_layer_norms_of_both_layouts_are_masked_on_their_positions(norm: nn.Modu
     torch.testing.assert_close(found, expected * (mask.movedim(1, -1) if last else mask))
 
 
+@pytest.mark.parametrize("even", [True, False])
+def test_linear_layers_are_computed_at_the_visible_positions(even: bool):
+    layer, x, shown = nn.Linear(3, 5).double(), torch.randn(2, 4, 6, 3).double().requires_grad_(), cells()
+    if not even:
+        shown[0, 0] = True
+    rows = []
+    with masked(shown, layer) as active:
+        handle = layer.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape))
+        found = layer(x)
+        handle.remove()
+    mask = active.at((4, 6)).movedim(1, -1)
+    assert rows == [(int(mask.sum()), 3)]
+    torch.testing.assert_close(found, layer(x) * mask)
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    torch.testing.assert_close(gradient, torch.autograd.grad((layer(x) * mask).square().sum(), x)[0])
+
+
 def test_means_over_the_map_are_means_over_the_visible_part():
     x, shown = torch.randn(2, 3, 4, 4), cells(visible=1)
     pool = nn.AdaptiveAvgPool2d(1)

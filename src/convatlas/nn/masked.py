@@ -55,6 +55,7 @@ class ActiveMap:
         self._masks: dict[tuple[int, ...], Tensor] = {}
         self._typed: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
         self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._rows: dict[tuple[int, ...], Tensor] = {}
         counts = cells.flatten(1).sum(1)
         self._even = bool((counts == counts[0]).all())
 
@@ -120,6 +121,12 @@ class ActiveMap:
         filled = zeros.scatter(2, self._index(size).expand(-1, channels, -1), visible.flatten(2))
         return filled.unflatten(2, size)
 
+    def rows(self, size: tuple[int, ...]) -> Tensor:
+        """Numbers of the visible positions among those of all images, one image after the other."""
+        if size not in self._rows:
+            self._rows[size] = self.at(size).flatten().nonzero()[:, 0]
+        return self._rows[size]
+
     def share(self) -> Tensor:
         """Visible positions over all positions, of each image (B)."""
         return self.cells.flatten(1).float().mean(1)
@@ -135,8 +142,9 @@ class ActiveMap:
 def masked(cells: Tensor | ActiveMap, *models: nn.Module) -> Iterator[ActiveMap]:
     """Within the context, the layers of the models compute on visible positions only.
 
-    - Convolutions, linear layers, layer norms, poolings and every other module with parameters of its own: computed as
-      ever, then set to zero at the hidden positions. Max-pooling sees zeros there, as the authors' does.
+    - Convolutions, layer norms, poolings and every other module with parameters of its own: computed as ever, then set
+      to zero at the hidden positions. Max-pooling sees zeros there, as the authors' does.
+    - Linear layers: computed at the visible positions alone, which saves time.
     - Batch norm in training, group and instance norm: statistics of the visible positions alone.
     - Means over all positions, as of squeeze-and-excitation: means over the visible ones (advice of the authors, whose
       code does not have it).
@@ -155,10 +163,14 @@ def masked(cells: Tensor | ActiveMap, *models: nn.Module) -> Iterator[ActiveMap]
     active = cells if isinstance(cells, ActiveMap) else ActiveMap(cells)
     with ExitStack() as handles:
         for module in {part for model in models for part in model.modules()}:
+            visible: _VisibleOnly | None = None
             if isinstance(module, _BatchNorm | nn.GroupNorm | _InstanceNorm):
-                norm = _MaskedNorm(active, each=not isinstance(module, _BatchNorm))
-                handles.callback(module.register_forward_pre_hook(norm.before).remove)
-                handles.callback(module.register_forward_hook(norm.after).remove)
+                visible = _VisibleOnly(active, each=not isinstance(module, _BatchNorm))
+            elif type(module) is nn.Linear:
+                visible = _VisibleRows(active)
+            if visible is not None:
+                handles.callback(module.register_forward_pre_hook(visible.before).remove)
+                handles.callback(module.register_forward_hook(visible.after).remove)
             elif _needs_mask(module):
                 handles.callback(module.register_forward_hook(_zeroing(active)).remove)
         handles.enter_context(_VisibleMeans(active))
@@ -193,17 +205,17 @@ def _channel_axis(module: nn.Module, output: Tensor) -> int:
     return -1 if output.shape[-1] in counts and output.shape[1] not in counts else 1
 
 
-class _MaskedNorm:
+class _VisibleOnly:
     """Gives a norm the visible positions and puts its output back."""
 
-    def __init__(self, active: ActiveMap, *, each: bool) -> None:
+    def __init__(self, active: ActiveMap, *, each: bool = False) -> None:
         self.active, self.each = active, each
         self.size: tuple[int, ...] | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         x = args[0]
         size = tuple(x.shape[2:])
-        fixed = not self.each and not module.training and getattr(module, "running_mean", None) is not None
+        fixed = isinstance(module, _BatchNorm) and not module.training and module.running_mean is not None
         self.size = None if fixed or len(size) != self.active.dims or max(size) == 1 else size
         return args if self.size is None else (self.active.gather(x, each=self.each), *args[1:])
 
@@ -213,6 +225,23 @@ class _MaskedNorm:
         if output.dim() == self.active.dims + 2 and max(output.shape[2:]) > 1:
             return self.active.mask(output)
         return output
+
+
+class _VisibleRows(_VisibleOnly):
+    """The same for a linear layer, whose channels are last."""
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        x = args[0]
+        size = tuple(x.shape[1:-1])
+        self.size = None if len(size) != self.active.dims or max(size) == 1 else size
+        return args if self.size is None else (x.flatten(0, -2)[self.active.rows(self.size)],)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.size is None:
+            return output
+        batch = len(self.active.cells)
+        zeros = output.new_zeros(batch * math.prod(self.size), output.shape[-1])
+        return zeros.index_copy(0, self.active.rows(self.size), output).unflatten(0, (batch, *self.size))
 
 
 class _VisibleMeans(TorchFunctionMode):
@@ -273,6 +302,6 @@ def leaking_layers(model: nn.Module, cells: Tensor, run: Callable[[], Any]) -> t
     with ExitStack() as handles, masked(active, model):
         for name, module in model.named_modules():
             if isinstance(module, _ConvNd):
-                handles.callback(module.register_forward_pre_hook(reading(name)).remove)
+                handles.callback(module.register_forward_pre_hook(reading(name), prepend=True).remove)
         run()
     return tuple(dict.fromkeys(found))
