@@ -76,6 +76,11 @@ class _Anew(ActiveMap):
         self._typed.clear()
         return super().at(size)
 
+    def rows(self, size: tuple[int, ...]) -> Tensor:
+        """The numbers, made anew."""
+        self._rows.clear()
+        return super().rows(size)
+
     def mask(self, x: Tensor, channel_axis: int = 1) -> Tensor:
         """Masked with a mask made anew."""
         self._typed.clear()
