@@ -90,7 +90,7 @@ def quick() -> Report:
         shown.append(_placed(pictures, None))
         return shown[-1]
 
-    results = []
+    results: list[dict[str, list[Trained]]] = []
     with progress(2 * len(SEEDS) * len(networks) * TRAINING.epochs) as advance:
         results.extend(
             compare(networks, TRAINING, seeds=SEEDS, train_fraction=TRAIN_FRACTION, advance=advance, change=change)
