@@ -28,7 +28,12 @@ _ALGEBRAS = ("hypercomplex", "quaternion")
 _CONV_LIKE = tuple(name for name, found in LAYERS.items() if not isinstance(found, str))
 #: Layers, networks, and why these layers find no place there.
 EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
-    (_ALGEBRAS, ("as_vit",), "its only convolution of several taps reads the three colours, which n does not divide"),
+    (
+        _ALGEBRAS,
+        ("as_vit", "ninformer_cifar10"),
+        "its only convolution of several taps reads the three colours, which n does not divide",
+    ),
+    (_ALGEBRAS, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (_ALGEBRAS, ("eca_mobilenet_v2",), "its convolutions of several taps are depthwise"),
     (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (_CONV_LIKE, ("phresnet18", "phvgg16", "phsed_full"), "all its convolutions are conv-like layers already"),
