@@ -30,9 +30,10 @@ _CONV_LIKE = tuple(name for name, found in LAYERS.items() if not isinstance(foun
 EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (
         _ALGEBRAS,
-        ("as_vit", "crossvit_9_224"),
+        ("as_vit", "crossvit_9_224", "ninformer_cifar10"),
         "its only convolutions of several taps read the three colours, which n does not divide",
     ),
+    (_ALGEBRAS, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (_ALGEBRAS, ("eca_mobilenet_v2",), "its convolutions of several taps are depthwise"),
     (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (_CONV_LIKE, ("phresnet18", "phvgg16", "phsed_full"), "all its convolutions are conv-like layers already"),
