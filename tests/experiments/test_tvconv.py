@@ -59,5 +59,5 @@ def test_digits_stand_in_the_middle_or_anywhere() -> None:
 
 
 def test_only_quick_is_possible() -> None:
-    with pytest.raises(ValueError, match="budget must be 'quick', got 'full'.*the recipe tvconv_face"):
+    with pytest.raises(ValueError, match=r"budget must be 'quick', got 'full'.*the recipe tvconv_face"):
         tvconv.run("full")
