@@ -233,13 +233,17 @@ def _enlarging(advance: Callable[[str], None]) -> Section:
     return Section("Images of twice the size", [claim, table, shown, note])
 
 
-def _enlarge(seed: int, advance: Callable[[str], None]) -> _Enlarged:
+def _photograph(name: str) -> Any:
     from skimage import data
 
+    return getattr(data, name)()
+
+
+def _enlarge(seed: int, advance: Callable[[str], None]) -> _Enlarged:
     seed_everything(seed)
-    photographs = [_tensor(data.astronaut()), _tensor(data.cat())]
+    photographs = [_tensor(_photograph(name)) for name in ("astronaut", "cat")]
     generator = torch.Generator().manual_seed(seed)
-    originals = _crops(_tensor(data.coffee()), SR_TEST_CROPS, SR_TEST_CROP, generator)
+    originals = _crops(_tensor(_photograph("coffee")), SR_TEST_CROPS, SR_TEST_CROP, generator)
     reduced = _resized(originals, 0.5)
     interpolated = _resized(reduced, 2.0).clamp(0, 1)
     network = WaveMixSR(SR_NETWORK)

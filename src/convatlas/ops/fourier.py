@@ -5,7 +5,8 @@ Signals are real and transformed over their last ``len(n)`` axes; ``n`` holds th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ __all__ = [
     "work_type",
 ]
 
+#: Samples of the blocks that are transformed together on a CPU: 1 MiB in float32.
+_CACHED = 2**18
+
 
 def fast_length(n: int) -> int:
     """The smallest even length of at least n that has no prime factor above 7.
@@ -38,7 +42,12 @@ def fast_length(n: int) -> int:
     if isinstance(n, torch.SymInt):  # type: ignore[unreachable]
         # An exported graph serves every length, so it cannot search for a good one, but has to know that it is even.
         return 2 * n  # type: ignore[unreachable]
-    half = (n + 1) // 2
+    return 2 * _smooth((n + 1) // 2)
+
+
+@lru_cache(maxsize=1024)
+def _smooth(half: int) -> int:
+    # The smallest number of at least half without prime factors above 7.
     best = 1 << (half - 1).bit_length()
     sevens = 1
     while sevens < best:
@@ -53,7 +62,7 @@ def fast_length(n: int) -> int:
                 threes = odd * 3
             fives *= 5
         sevens *= 7
-    return 2 * best
+    return best
 
 
 def spectrum(x: Tensor, n: Sequence[int]) -> Tensor:
@@ -108,9 +117,13 @@ def convolve_blocks(x: Tensor, kernel: Tensor, taps: int, n: int) -> Tensor:
     Returns:
         (B, C, L).
     """
-    blocks = spectrum(_blocks(x, n - taps + 1, n, taps - 1), (n,))
-    y = _inverse(_times(blocks, kernel.unsqueeze(1)), (n,))
-    return y[..., taps - 1 :].flatten(-2)[..., : x.shape[-1]]
+    kernel = kernel.unsqueeze(1)
+    hop = n - taps + 1
+    pieces = []
+    for start, stop in _runs(x, hop, n):
+        y = _inverse(_times(spectrum(_blocks(x, start, stop, hop, n, taps - 1), (n,)), kernel), (n,))
+        pieces.append(y[..., taps - 1 :].flatten(-2)[..., : stop - start])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
 
 def gradients_blocks(
@@ -118,21 +131,26 @@ def gradients_blocks(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same as `gradients` for `convolve_blocks`."""
     needs_x, needs_k, needs_y = needs
-    length, taps = x.shape[-1], k.shape[-1]
+    taps = k.shape[-1]
     hop = n - taps + 1
     k_f = spectrum(k, (n,)) if needs_x or needs_y else None
-    dx = dk = y = None
-    if needs_y and k_f is not None:
-        y = convolve_blocks(x, k_f, taps, n)
-    if needs_x or needs_k:
-        # A correlation looks ahead: its blocks start where those of the convolution end, and keep their beginning.
-        g_f = spectrum(_blocks(g, hop, n, 0), (n,))
+    y = convolve_blocks(x, k_f, taps, n) if needs_y and k_f is not None else None
+    dx: list[Tensor] = []
+    dk: list[Tensor] = []
+    # A correlation looks ahead: its blocks start where those of the convolution end, and keep their beginning.
+    for start, stop in _runs(x, hop, n) if needs_x or needs_k else ():
+        g_f = spectrum(_blocks(g, start, stop, hop, n, 0), (n,))
         if needs_k:
-            x_f = spectrum(_blocks(x, hop, hop, 0), (n,))
-            dk = _inverse(_times(_conj(x_f), g_f).sum((0, 2)), (n,))[..., :taps]
+            x_f = spectrum(_blocks(x, start, stop, hop, hop, 0), (n,))
+            dk.append(_times(_conj(x_f), g_f).sum((0, 2)))
         if needs_x and k_f is not None:
-            dx = _inverse(_times(g_f, _conj(k_f).unsqueeze(1)), (n,))[..., :hop].flatten(-2)[..., :length]
-    return dx, dk, y
+            ahead = _inverse(_times(g_f, k_f.conj().unsqueeze(1)), (n,))
+            dx.append(ahead[..., :hop].flatten(-2)[..., : stop - start])
+    return (
+        torch.cat(dx, dim=-1) if dx else None,
+        _inverse(torch.stack(dk).sum(0), (n,))[..., :taps] if dk else None,
+        y,
+    )
 
 
 def work_type(*tensors: Tensor) -> torch.dtype:
@@ -216,8 +234,18 @@ def _conj(a: Tensor) -> Tensor:
     return a.conj() if torch.is_grad_enabled() else a.conj_physical_()
 
 
-def _blocks(x: Tensor, hop: int, n: int, before: int) -> Tensor:
-    # (..., L) -> (..., blocks, n): windows that start every `hop` samples, the first one `before` samples early.
-    count = (x.shape[-1] + hop - 1) // hop
-    after = (count - 1) * hop + n - before - x.shape[-1]
-    return F.pad(x, (before, after)).unfold(-1, n, hop)
+def _runs(x: Tensor, hop: int, n: int) -> Iterator[tuple[int, int]]:
+    """Where to start and stop in x (B, C, L) to transform some of its blocks at a time: as many as the cache holds."""
+    length = x.shape[-1]
+    together = max(1, _CACHED // (x.shape[0] * x.shape[1] * n)) * hop if x.device.type == "cpu" else length
+    starts = range(0, length, together)
+    return ((start, min(start + together, length)) for start in starts)
+
+
+def _blocks(x: Tensor, start: int, stop: int, hop: int, n: int, before: int) -> Tensor:
+    # (..., L) -> (..., blocks, n): windows that start every `hop` samples from `start` to `stop`, but `before` earlier.
+    first = start - before
+    last = first + (stop - start - 1) // hop * hop + n
+    piece = x[..., max(first, 0) : last]
+    missing = max(-first, 0), max(last - x.shape[-1], 0)
+    return (F.pad(piece, missing) if any(missing) else piece).unfold(-1, n, hop)

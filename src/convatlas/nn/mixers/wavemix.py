@@ -124,11 +124,11 @@ class WaveMixBlock(_Block):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         tokens = self._tokens(x)
-        u: Tensor | None = None
+        u = tokens[-1]
         for j in range(self.levels, 0, -1):
-            finer = x if j == 1 else tokens[j - 2]
-            u = self.feedforward[str(j)](tokens[j - 1] if u is None else torch.cat([tokens[j - 1], u], dim=1))
-            u = _cropped(u, finer)
+            if j < self.levels:
+                u = torch.cat([tokens[j - 1], u], dim=1)
+            u = _cropped(self.feedforward[str(j)](u), x if j == 1 else tokens[j - 2])
         return u
 
 
