@@ -389,6 +389,7 @@ class FDConv2d(nn.Module):
 
     layouts: ClassVar[Mapping[str, Layout]] = {"authors": FDCONV_LAYOUT}
     groups: Tensor
+    kernels: Tensor | None
 
     def __init__(
         self,
@@ -630,7 +631,9 @@ class FDLinear(nn.Module):
             raise Unsupported(f"it must be a Linear, got {type(linear).__name__}")
         weight = linear.weight
         try:
-            layer = cls(*weight.shape[::-1], linear.bias is not None, weight.device, weight.dtype, **options)
+            layer = cls(
+                linear.in_features, linear.out_features, linear.bias is not None, weight.device, weight.dtype, **options
+            )
         except ValueError as error:
             raise Unsupported(str(error)) from None
         layer.conv._take(weight[:, :, None, None], linear.bias)
