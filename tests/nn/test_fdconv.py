@@ -14,7 +14,6 @@ from convatlas.networks.registry import create_model
 from convatlas.nn.conv.fdconv import (
     FDConv2d,
     FDLinear,
-    FrequencyBandModulation,
     convert_to_fdconv,
     fix_kernels,
     fourier_weight,
@@ -22,6 +21,7 @@ from convatlas.nn.conv.fdconv import (
     frequency_groups,
     inverse_fourier_weight,
 )
+from convatlas.nn.conv.frequency_modulation import FrequencyBandModulation
 from convatlas.training.measure import count_parameters
 from convatlas.weights import load_weights
 
