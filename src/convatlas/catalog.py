@@ -18,6 +18,7 @@ from convatlas.errors import Unsupported, unknown
 
 __all__ = [
     "DESIGNS",
+    "LAYERS",
     "METHODS",
     "TASKS",
     "Card",
@@ -46,6 +47,17 @@ METHODS: dict[str, str] = {
     "token_labelling": "training.token_labelling:TokenLabelling",
     "token_schedule": "training.progressive_tokens:TokenSchedule",
     "tract": "training.tract:TrAct",
+}
+
+#: Layer for any network, as the setting ``layer`` takes it -> "module:class" below the package, of a layer that keeps
+#: the shape of what it gets; for a conv-like layer one for each number of position axes that there is.
+LAYERS: dict[str, str | dict[int, str]] = {
+    "eca": "nn.mixers.eca:ECA",
+    "ela": "nn.mixers.ela:ELA",
+    "hypercomplex": {dims: f"nn.conv.hypercomplex:PHConv{dims}d" for dims in (1, 2, 3)},
+    "quaternion": {dims: f"nn.conv.hypercomplex:QuaternionConv{dims}d" for dims in (1, 2, 3)},
+    "squeeze_excite": "nn.mixers.squeeze_excite:SqueezeExcite",
+    "ulsam": "nn.mixers.ulsam:ULSAM",
 }
 
 #: Method of design on the command line -> "module:class" below the package.

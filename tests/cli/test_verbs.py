@@ -233,6 +233,23 @@ def test_compare_takes_names_with_commas(run: Run, pictures: Path, tmp_path: Pat
     assert fitted == [("resnet18", "resnet18"), ("inceptionnext_atto", "inceptionnext_atto")]
 
 
+def test_compare_tries_layers_in_one_network(run: Run, pictures: Path, tmp_path: Path):
+    layers = {"eca": {"layer": "eca"}, "se": {"layer": "squeeze_excite", "layer_options": {"reduction": 4}}}
+    shared = ["--data", pictures, "--epochs=1", "--warmup_epochs=0", "--batch_size=8"]
+    words = ["--model=inceptionnext_atto", "--options", json.dumps(TINY), "--with", json.dumps(layers), *shared]
+    ended = run("compare", "recognition", *words, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    (table,) = [
+        part for section in document["sections"] for part in section["parts"] if part.get("title") == "Quality and cost"
+    ]
+    sizes = {row[0]: row[table["columns"].index("parameters")] for row in table["rows"]}
+    assert sizes.keys() == {"inceptionnext_atto", "inceptionnext_atto-eca", "inceptionnext_atto-se"}
+    assert sizes["inceptionnext_atto"] < sizes["inceptionnext_atto-eca"] < sizes["inceptionnext_atto-se"]
+    again = run("evaluate", tmp_path / "out" / "inceptionnext_atto-eca")
+    assert again.code == 0, again.err
+
+
 def test_reproduce_runs_the_experiment_and_saves_its_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, object, Path]] = []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convatlas.catalog import TASKS
+from convatlas.catalog import LAYERS, TASKS
 from convatlas.cli.parser import UsageError, choose_task, fresh_folder
 from convatlas.cli.train import built, output_to_stderr, task_parser, with_recipe
 from convatlas.errors import Interrupted
@@ -18,19 +19,29 @@ def run(argv: Sequence[str]) -> int:
     """Train each model on the same data with the same settings and write one report."""
     cls, words = choose_task(argv, "compare")
     if cls is None:
-        print(f"usage: convatlas compare TASK --models A,B ...\n\ntasks: {', '.join(TASKS)}")
+        print(
+            f"usage: convatlas compare TASK --models A,B ... | --model A --with LAYER,...\n\ntasks: {', '.join(TASKS)}"
+        )
         return 0
-    parser = task_parser(cls, "compare", "--models A,B [--out FOLDER] [--SETTING VALUE ...]")
+    parser = task_parser(cls, "compare", "--models A,B | --with LAYER,... [--out FOLDER] [--SETTING VALUE ...]")
     parser.add_argument(
         "--models",
-        type=dict[str, dict[str, Any]] | str,
-        required=True,
+        type=dict[str, dict[str, Any]] | str | None,
         help="names with commas between them, or a mapping of labels to settings: {net: {model: A, options: {}}, ...}",
+    )
+    parser.add_argument(
+        "--with",
+        type=dict[str, dict[str, Any]] | str | None,
+        help="layers to try in each model: names with commas between them, or a mapping of labels to settings: "
+        f"{{ph: {{layer: hypercomplex, layer_options: {{n: 4}}}}, ...}}; there are {', '.join(LAYERS)}",
     )
     parser.add_argument("--out", type=str | None, help="folder to write; by default one below runs/ with the time")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted comparison in --out")
     arguments = parser.parse_args(with_recipe(words, cls))
-    choices = _choices(arguments.models)
+    layers = _mapping("--with", "layer", arguments["with"])
+    if layers and "layer" not in {entry.name for entry in dataclasses.fields(cls)}:
+        raise UsageError(f"the task {cls.name} puts no layers into its networks, so --with has no use")
+    choices = _choices(arguments.models, arguments.model if layers else None, layers)
     if arguments.resume and not arguments.out:
         raise UsageError("--resume needs --out: the folder of the comparison to go on with")
     task, training = built(parser, arguments, cls)
@@ -61,16 +72,30 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _choices(models: str | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    if isinstance(models, str):
-        if models.lstrip().startswith("{"):
-            raise UsageError(f"--models is no valid mapping: {models}")
-        models = {name.strip(): {"model": name.strip()} for name in models.split(",") if name.strip()}
-    if len(models) < 2:
-        raise UsageError(f"--models needs at least two different models, got {', '.join(models) or 'none'}")
-    for label, settings in models.items():
-        if "model" not in settings:
-            raise UsageError(f"the entry {label!r} of --models names no model")
+def _choices(
+    models: str | Mapping[str, Mapping[str, Any]] | None, model: str | None, layers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Settings by label: each model, and each model with each layer."""
+    plain = _mapping("--models", "model", model if models is None else models)
+    choices = {label: dict(settings) for label, settings in plain.items()}
+    for label, settings in plain.items():
+        choices |= {f"{label}-{layer}": {**settings, **more} for layer, more in layers.items()}
+    if len(choices) < 2:
+        raise UsageError(f"--models needs at least two different models, got {', '.join(choices) or 'none'}")
+    return choices
+
+
+def _mapping(argument: str, setting: str, given: str | Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    """Settings by label, of an argument that is a list of names or such a mapping."""
+    if isinstance(given, str):
+        if given.lstrip().startswith("{"):
+            raise UsageError(f"{argument} is no valid mapping: {given}")
+        given = {name.strip(): {setting: name.strip()} for name in given.split(",") if name.strip()}
+    for label, settings in (given or {}).items():
+        if setting not in settings:
+            raise UsageError(f"the entry {label!r} of {argument} names no {setting}")
         if not label.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"a label of --models becomes a folder: letters, digits, '-', '_' and '.', got {label!r}")
-    return {label: dict(settings) for label, settings in models.items()}
+            raise UsageError(
+                f"a label of {argument} becomes a folder: letters, digits, '-', '_' and '.', got {label!r}"
+            )
+    return dict(given or {})

@@ -104,6 +104,7 @@ def training_report(task: Recognition, run: Run) -> Report:
         },
     )
     origin = [Note(f"Started from {task.started_from}")] if task.started_from else []
+    origin += [Note(f"Layer {task.placed}")] if task.placed else []
     skipped = {skipped.path: skipped.reason for skipped in predictions.skipped} | task.unreadable
     sections = [
         Section("Quality on held-out images", _quality_parts(predictions, measured)),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from convatlas.catalog import LAYERS
 from convatlas.data.dataset import Augmented, ImageDataset, collate
 from convatlas.data.image_files import IMAGES, FileKind
 from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
@@ -22,7 +23,7 @@ from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
 from convatlas.data.volumes import CLIP_SUFFIXES, VolumeReading, volume_files
-from convatlas.errors import DataError, Unsupported
+from convatlas.errors import DataError, Unsupported, unknown
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
@@ -56,6 +57,9 @@ class Recognition(GradientTask):
         options: fields of the network's config to change, e.g. ``{"depths": [1, 1, 2, 1]}``.
         weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``; a classifier
             for other classes is left out.
+        layer: name of a layer of the library to put wherever it belongs in the network, e.g. ``eca`` or
+            ``hypercomplex``; the weights that the network starts from are loaded before.
+        layer_options: of this layer, e.g. ``{"kernel_size": 5}``.
         image_size: side of the square the network sees, in pixels; chosen from the images when left out.
         volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
@@ -86,6 +90,8 @@ class Recognition(GradientTask):
     model: str = "inceptionnext_atto"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    layer: str = ""
+    layer_options: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     volume_size: tuple[int, int, int] | None = None
     channels: int | None = None
@@ -120,6 +126,10 @@ class Recognition(GradientTask):
         for name, instead in _NOT_OPTIONS.items():
             if name in self.options:
                 raise ValueError(f"options must not hold {name}: {instead}")
+        if self.layer not in ("", *LAYERS):
+            raise unknown("layer", self.layer, LAYERS)
+        if self.layer_options and not self.layer:
+            raise ValueError(f"layer_options need a layer, got {self.layer_options}")
         for name in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ changed and what was not and why. Floors below: `convatlas.nn`.
 
 from convatlas.surgery.edit import insert, remove, swap
 from convatlas.surgery.fold import merge
+from convatlas.surgery.layers import place_layer
 from convatlas.surgery.selection import Selector, Surgery
 
-__all__ = ["Selector", "Surgery", "insert", "merge", "remove", "swap"]
+__all__ = ["Selector", "Surgery", "insert", "merge", "place_layer", "remove", "swap"]

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NoReturn, Self
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from convatlas.catalog import TASKS
 from convatlas.errors import CheckpointError, DataError, Interrupted, Unsupported, unknown
 from convatlas.report import Report
+from convatlas.surgery import place_layer
 from convatlas.training.method import Together, make_methods
 from convatlas.training.run import Run, check_same_settings, from_mapping, to_mapping
 from convatlas.training.sampling import seed_everything
@@ -107,6 +109,12 @@ class GradientTask(Task):
     unused_parameters: ClassVar[bool] = False
     #: Those measures of `quality` of which less is better.
     smaller_is_better: ClassVar[tuple[str, ...]] = ()
+
+    #: Name of a layer of the library to put into the network, and options of it; settings of the tasks that offer it.
+    layer: str = ""
+    layer_options: Mapping[str, Any] = MappingProxyType({})
+    #: Where it was put, in words.
+    placed: str = ""
 
     network: nn.Module
     #: Items are read by (index, seed) pairs.
@@ -251,7 +259,18 @@ class GradientTask(Task):
     def _make_ready(self, training: Training, method: Together) -> None:
         seed_everything(training.seed)  # again: whether methods have drawn numbers does not change the network
         self.prepare()
+        self._place_layer()
         self.network = method.prepare(self.network)
+
+    def _place_layer(self) -> None:
+        if not self.layer:
+            return
+        placed = place_layer(self.network, self.layer, inplace=True, **self.layer_options)
+        self.network = placed.model
+        self.placed = f"{self.layer} at {len(placed.changed)} places: {', '.join(placed.changed)}"
+        if placed.skipped:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in placed.skipped)
+            self.placed += f". Left as they are: {reasons}"
 
     def _follow(self, run: Run, training: Training, method: Together) -> NoReturn:
         """Do the part of a further process of a run, and end."""
@@ -294,6 +313,7 @@ class GradientTask(Task):
             described: Mapping[str, Any] = json.loads(read_checkpoint(path).metadata["convatlas"])
             task = from_mapping(cls, described["settings"])
             task.restore(described)
+            task._place_layer()
         except (KeyError, TypeError, json.JSONDecodeError):
             raise CheckpointError(f"{path} was not written by the task {cls.name}") from None
         load_weights(task.network, path)

@@ -34,7 +34,8 @@ def geometry(conv: nn.Module, dims: int | None = None, *, transposed: bool = Fal
     """The constructor arguments of a plain convolution, device and dtype included.
 
     Args:
-        conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d`, no subclass of it: what that computes is not known.
+        conv: a `torch.nn.Conv1d`, `Conv2d` or `Conv3d`; a subclass only if it says by ``computes_convolution`` that it
+            computes the same.
         dims: number of position axes that it must have; any when left out.
         transposed: whether it must be a transposed convolution instead.
 
@@ -43,7 +44,8 @@ def geometry(conv: nn.Module, dims: int | None = None, *, transposed: bool = Fal
     """
     kinds: dict[int, Any] = dict(TRANSPOSED if transposed else PLAIN)
     wanted = tuple(kinds.values()) if dims is None else (kinds[dims],)
-    if type(conv) not in wanted:
+    same = getattr(conv, "computes_convolution", False) is True
+    if type(conv) not in wanted and not (same and isinstance(conv, wanted)):
         names = " or ".join(kind.__name__ for kind in wanted)
         raise Unsupported(f"it must be a {names}, got {type(conv).__name__}")
     weight: torch.Tensor = conv.weight  # type: ignore[assignment]

@@ -1,0 +1,102 @@
+"""Every layer that has a name, in every kind of network: it runs, learns, is saved and read back, and merges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from battery.compare import assert_close, assert_same, leaves, loss
+from battery.entries import NETWORKS
+from battery.subjects import Network, stir
+from convatlas import load_weights, save_weights
+from convatlas.catalog import LAYERS, model_module
+from convatlas.errors import Unsupported
+from convatlas.surgery import merge, place_layer
+
+#: Options with which a layer fits into networks of a few channels.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ela": {"groups": 1, "num_groups": 1},
+    "hypercomplex": {"n": 2},
+    "squeeze_excite": {"reduction": 2},
+    "ulsam": {"num_splits": 1},
+}
+_ALGEBRAS = ("hypercomplex", "quaternion")
+_CONV_LIKE = tuple(name for name, found in LAYERS.items() if not isinstance(found, str))
+#: Layers, networks, and why these layers find no place there.
+EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
+    (_ALGEBRAS, ("as_vit",), "its only convolution of several taps reads the three colours, which n does not divide"),
+    (_ALGEBRAS, ("eca_mobilenet_v2",), "its convolutions of several taps are depthwise"),
+    (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
+    (_CONV_LIKE, ("phresnet18", "phvgg16", "phsed_full"), "all its convolutions are conv-like layers already"),
+]
+
+
+class PlainNetwork(nn.Module):
+    """A network as anyone writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of an image (B, 3, H, W)."""
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def _families() -> dict[str, Network]:
+    families: dict[str, Network] = {}
+    for entry in NETWORKS:
+        families.setdefault(model_module(entry.model), entry)
+    return {entry.name: entry for entry in families.values()}
+
+
+FAMILIES = _families()
+
+
+def _build(network: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    if network == "plain":
+        model: nn.Module = PlainNetwork()
+        stir(model)
+        return model.eval(), (torch.randn(2, 3, 13, 11),)
+    model = FAMILIES[network].build()
+    return model, FAMILIES[network].inputs(model, 2)
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+@pytest.mark.parametrize("host", ["plain", *FAMILIES])
+def test_layer_in_network(host: str, layer_name: str, tmp_path: Path):
+    model, inputs = _build(host)
+    options = OPTIONS.get(layer_name, {})
+    if any(layer_name in layers and host in hosts for layers, hosts, _ in EXCEPTIONS):
+        with pytest.raises(Unsupported):
+            place_layer(model, layer_name, example_input=inputs, **options)
+        return
+    placed = place_layer(model, layer_name, example_input=inputs, **options)
+    assert placed.changed
+    changed = placed.model
+    stir(changed)
+    with torch.no_grad():
+        expected = changed(*inputs)
+        assert [leaf.shape for leaf in leaves(expected)] == [leaf.shape for leaf in leaves(model(*inputs))]
+
+    loss(changed.train()(*inputs)).backward()
+    own = [p for name in placed.changed for p in changed.get_submodule(name).parameters() if p.requires_grad]
+    reached = [parameter.grad for parameter in own if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in reached)
+    assert not own or any(gradient.any() for gradient in reached)
+
+    save_weights(changed.eval(), tmp_path / "weights.safetensors")
+    again = place_layer(_build(host)[0], layer_name, example_input=inputs, **options).model.eval()
+    load_weights(again, tmp_path / "weights.safetensors")
+    merged = merge(again, inputs).model
+    with torch.no_grad():
+        expected = changed(*inputs)
+        assert_same(again(*inputs), expected)
+        assert_close(merged(*inputs), expected)
