@@ -29,7 +29,11 @@ _CONV_LIKE = tuple(name for name, found in LAYERS.items() if not isinstance(foun
 #: Layers, networks, and why these layers find no place there.
 EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (_ALGEBRAS, ("as_vit",), "its only convolution of several taps reads the three colours, which n does not divide"),
-    (_ALGEBRAS, ("eca_mobilenet_v2",), "its convolutions of several taps are depthwise"),
+    (
+        _ALGEBRAS,
+        ("eca_mobilenet_v2", "mobilenet_v1_ulsam", "face_mobilenet_v2_x1_0"),
+        "their convolutions of several taps are depthwise, or read the three colours",
+    ),
     (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (_CONV_LIKE, ("phresnet18", "phvgg16", "phsed_full"), "all its convolutions are conv-like layers already"),
 ]
