@@ -50,6 +50,7 @@ def neutral(layer: FDConv2d) -> FDConv2d:
 def test_parameters(sizes: tuple[int, int, int]):
     with torch.device("meta"):
         layer = FDConv2d(*sizes, bias=False)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
     parts = [count_parameters(part) if part else 0 for part in (layer.ksm_global, layer.ksm_local, layer.fbm)]
     assert (count_parameters(layer), layer.dft_weight.numel(), *parts) == PUBLISHED[sizes]
 

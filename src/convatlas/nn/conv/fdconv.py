@@ -225,9 +225,10 @@ class FDConv2d(nn.Module):
         self.kernel_num, self.param_ratio, self.param_reduction = kernel_num, param_ratio, param_reduction
         indices = frequency_groups(out_channels, size, in_channels, kernel_num, share=param_reduction)
         self._bins = (out_channels * size, in_channels * size // 2 + 1)
-        self.register_buffer("groups", self.groups_of(indices.expand(param_ratio, -1, -1, -1)))
         shape = self._bins if param_reduction == 1 else (indices[0].numel(),)
         self.dft_weight = nn.Parameter(torch.empty(param_ratio, *shape, 2))
+        of_bins = self.groups_of(indices.expand(param_ratio, -1, -1, -1))
+        self.register_buffer("groups", of_bins.to(self.dft_weight.device))
         #: Kernels of the groups, where `fix_kernels` has put them in the place of the spectrum.
         self.register_buffer("kernels", None)
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
