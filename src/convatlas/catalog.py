@@ -60,12 +60,16 @@ METHODS: dict[str, str] = {
 #: Layer for any network, as the setting ``layer`` takes it -> "module:class" below the package, of a layer that keeps
 #: the shape of what it gets; for a conv-like layer one for each number of position axes that there is.
 LAYERS: dict[str, str | dict[int, str]] = {
+    "coordinate_attention": "nn.mixers.ela:CoordinateAttention",
+    "cross_d_conv": {2: "nn.conv.cross_d_conv:CrossDConv2d"},
     "eca": "nn.mixers.eca:ECA",
     "ela": "nn.mixers.ela:ELA",
+    "fdconv": {2: "nn.conv.fdconv:FDConv2d"},
     "hypercomplex": {dims: f"nn.conv.hypercomplex:PHConv{dims}d" for dims in (1, 2, 3)},
     "quaternion": {dims: f"nn.conv.hypercomplex:QuaternionConv{dims}d" for dims in (1, 2, 3)},
     "squeeze_excite": "nn.mixers.squeeze_excite:SqueezeExcite",
     "ulsam": "nn.mixers.ulsam:ULSAM",
+    "weighted_conv": {dims: f"nn.conv.weighted_conv:WeightedConv{dims}d" for dims in (1, 2, 3)},
 }
 
 #: Method of design on the command line -> "module:class" below the package.

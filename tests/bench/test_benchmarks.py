@@ -30,6 +30,7 @@ from convatlas.bench import (
     simplex_fourier,
     spark,
     tract,
+    tvconv,
     wavelets,
 )
 from convatlas.networks.registry import create_model
@@ -56,6 +57,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))
     monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
+    monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
     monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(hypercomplex, "LAYER_BATCH", 2)
     monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)

@@ -14,7 +14,6 @@ from convatlas.networks.registry import create_model
 from convatlas.nn.conv.fdconv import (
     FDConv2d,
     FDLinear,
-    FrequencyBandModulation,
     convert_to_fdconv,
     fix_kernels,
     fourier_weight,
@@ -22,6 +21,7 @@ from convatlas.nn.conv.fdconv import (
     frequency_groups,
     inverse_fourier_weight,
 )
+from convatlas.nn.conv.frequency_modulation import FrequencyBandModulation
 from convatlas.training.measure import count_parameters
 from convatlas.weights import load_weights
 
@@ -50,6 +50,7 @@ def neutral(layer: FDConv2d) -> FDConv2d:
 def test_parameters(sizes: tuple[int, int, int]):
     with torch.device("meta"):
         layer = FDConv2d(*sizes, bias=False)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
     parts = [count_parameters(part) if part else 0 for part in (layer.ksm_global, layer.ksm_local, layer.fbm)]
     assert (count_parameters(layer), layer.dft_weight.numel(), *parts) == PUBLISHED[sizes]
 

@@ -77,6 +77,26 @@ def merged(model: nn.Module, x: Tensor) -> Surgery:
 
 # Merge: the networks of the library
 
+_DYNAMIC = "the kernels before these norms depend on the input or the position"
+_SUM = "a norm of the sum of two branches, or whose result goes to two, has no layer of its own beside it"
+_SUBSPACES = "the norms of ULSAM stand between operations that are no layers"
+#: Network -> how many norms cannot be folded, and why.
+STAYING = {
+    "cross_d_resnet18": (6, _DYNAMIC),
+    "resnet50_fdconv": (4, _DYNAMIC),
+    "tvconv_mobilenet_v2_x1_0": (5, _DYNAMIC),
+    "mobilenet_v1_ulsam": (2, _SUBSPACES),
+    "mobilenet_v2_ulsam": (2, _SUBSPACES),
+    **dict.fromkeys(
+        (
+            *("face_mobilenet_v2_x1_0", "tvconv_shufflenet_v2_x1_0", "tvconv_deeplab_v3_plus_mobilenet_v2"),
+            *("uniformer_small", "uniformer_small_plus_tl", "uniformer_xxs", "uniformer3d_small_split"),
+            "wavemix_192_16_l3",
+        ),
+        (1, _SUM),
+    ),
+}
+
 
 @networks
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -84,8 +104,9 @@ def test_networks_merge(network: Network, dtype: torch.dtype):
     model = network.build().to(dtype)
     x = network.inputs(model, 2)[0].to(dtype)
     result = merged(model, x)
-    assert count(result.model, (*BATCH_NORMS, LayerScale)) == 0
-    assert result.skipped == ()
+    staying, _ = STAYING.get(network.name, (0, ""))
+    assert count(result.model, (*BATCH_NORMS, LayerScale)) == staying
+    assert bool(result.skipped) == bool(staying)
     if count(model, (*BATCH_NORMS, LayerScale)):
         assert result.changed
     if not any(parametrize.is_parametrized(part) for part in model.modules()):  # whose weights have more elements

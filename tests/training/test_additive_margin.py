@@ -57,7 +57,6 @@ def test_the_recipe_has_the_published_numbers():
 
 def test_the_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = {"width_mult": 0.1, "stages": [[1, 8, 1, 2]], "embedding": 8, "hidden_channels": 2, "hidden_layers": 0}
-    options["preprocess"] = {"size": 16}
     settings = {"run": tmp_path / "run", "data": "digits", "options": json.dumps(options), "image_size": 16}
     settings |= {"epochs": 1, "batch_size": 256, "accelerator": "cpu"}
     words = [f"--{name}={value}" for name, value in settings.items()]

@@ -305,7 +305,8 @@ def _stages(subject: Subject) -> Section | None:
 
     def opened(stage: _Stage) -> list[_Stage]:
         much = stage.macs > _OPENED * total.macs or stage.parameters > _OPENED * total.parameters
-        if not stage.parts or not (stage.name == "" or (stage.opens and much)):
+        whole = stage.name == "" or stage.parameters == total.parameters > 0
+        if not stage.parts or not (whole or (stage.opens and much)):
             return [stage]
         return [part for name in stage.parts for part in opened(_Stage(subject, name))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
 
 def _sides(channels: int, side: int, kernel: int, device: torch.device) -> dict[str, Call]:
     block = DilatedReparamBlock(channels, kernel).eval().to(device)
-    merged = block.merged()
+    merged: Any = block.merged()
     # As within the network, whose norms put the channels last.
     x = torch.randn(2, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
     return {"merged": forward(merged, x), "branches": forward(block, x)}

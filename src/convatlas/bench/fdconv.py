@@ -65,7 +65,7 @@ def _sides(batch: int, channels: int, side: int, kernels: int, device: torch.dev
     layer = FDConv2d.from_conv(conv, kernel_num=kernels, fbm=None)
     ksm = layer.ksm_global
     for part in (ksm.channel_fc, ksm.filter_fc, ksm.spatial_fc, ksm.kernel_fc):
-        nn.init.zeros_(part.weight)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(part.weight)  # type: ignore[union-attr]
     nn.init.zeros_(layer.ksm_local.conv.weight)  # type: ignore[union-attr]
     fixed = fix_kernels(nn.Sequential(copy.deepcopy(layer)), max_bytes=2**30).model
     x = torch.randn(batch, channels, side, side, device=device)

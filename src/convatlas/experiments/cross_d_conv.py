@@ -47,9 +47,9 @@ SEEDS = (0, 1, 2)
 SHAPES = ("ellipsoid", "box", "torus")
 SIDE = 16
 SLICES = 900
-EPOCHS = 10
+EPOCHS = 6
 BATCH = 30
-RATE = 3e-3
+RATE = 1e-2
 #: Volumes that the probe learns from, and volumes that it is tested on.
 VOLUMES = (36, 150)
 NOISE = 0.1
@@ -183,12 +183,15 @@ def _outcome(seed: int, advance: Callable[..., None]) -> _Outcome:
 
 def _train(network: nn.Module, data: _Solids, seed: int, advance: Callable[[], None]) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
+    # Down to zero, so that the statistics of the norms catch up with the weights.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-len(data.labels) // BATCH))
     order = torch.Generator().manual_seed(seed)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(data.labels), generator=order).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(network(data.volumes[batch]), data.labels[batch]).backward()
             optimizer.step()
+            schedule.step()
         advance()
 
 

@@ -33,7 +33,6 @@ from convatlas.experiments.small_training import (
 )
 from convatlas.networks.registry import model_config
 from convatlas.networks.resnet import ResNet, ResNetConfig
-from convatlas.nn.mixers.eca import ECA
 from convatlas.nn.mixers.ela import ELA, CoordinateAttention
 from convatlas.report import Cell, Claim, Images, Note, Report, Section, Table
 from convatlas.training.measure import count_parameters
@@ -98,16 +97,19 @@ def run(
 
 def quick() -> Report:
     """Small ResNets with four attentions on shapes among distractors and on shifted digits; what ELA costs."""
-    attentions: dict[str, Callable[[int], nn.Module]] = {
-        NONE: lambda _: nn.Identity(),
-        CHANNELS: lambda _: ECA(kernel_size=3),
+    attentions: dict[str, Callable[[int], nn.Module] | None] = {
+        NONE: None,
+        CHANNELS: None,  # the network's own
         COORDINATES: partial(CoordinateAttention, reduction=4),
         LOCAL: ELA,
     }
     built: list[ResNet] = []
 
     def build(name: str) -> nn.Module:
-        network = ResNet(NETWORK.override(num_classes=10 if shifted else len(_SHAPES)), attention=attentions[name])
+        config = NETWORK.override(num_classes=10 if shifted else len(_SHAPES))
+        if name == CHANNELS:
+            config = config.override(eca_kernel_sizes=(3,) * len(config.depths))
+        network = ResNet(config, attention=attentions[name])
         if name == LOCAL:
             built.append(network)
         return network

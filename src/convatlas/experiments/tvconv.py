@@ -90,13 +90,11 @@ def quick() -> Report:
         shown.append(_placed(pictures, None))
         return shown[-1]
 
-    results = []
     with progress(2 * len(SEEDS) * len(networks) * TRAINING.epochs) as advance:
-        results.extend(
+        fixed, shifted = (
             compare(networks, TRAINING, seeds=SEEDS, train_fraction=TRAIN_FRACTION, advance=advance, change=change)
             for change in (centred, _placed)
         )
-    fixed, shifted = results
     sections = [
         _accuracy_section(fixed, shifted),
         _stored_section(built[0], (shown[1][:64] - 0.5) / 0.25),

@@ -64,7 +64,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 SIGMA = 25 / 255
 PATCH = 32
-BATCH = 8
+BATCH = 4
 STEPS = 200
 RATE = 1e-3
 PAIRS = 9

@@ -74,8 +74,8 @@ def translation_variant_conv2d(
 
 @_backends.register("naive")
 def _naive(x: Tensor, weight_maps: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    channels, *taps, height, width = weight_maps.shape
-    patches = F.unfold(x, taps, dilation, padding, stride).reshape(x.shape[0], channels, -1, height, width)
+    channels, rows, columns, height, width = weight_maps.shape
+    patches = F.unfold(x, (rows, columns), dilation, padding, stride).reshape(x.shape[0], channels, -1, height, width)
     return (weight_maps.flatten(1, 2).to(x.dtype) * patches).sum(2)
 
 

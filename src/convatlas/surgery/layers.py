@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from convatlas.catalog import LAYERS, resolve
 from convatlas.errors import Unsupported, unknown
@@ -55,7 +55,7 @@ def place_layer(
         return swap(model, _reaches, conv_like, example_input=example_input, inplace=inplace, **options)
     kind = resolve(found)
     if "dims" in inspect.signature(kind).parameters:
-        options = {"dims": _position_axes(model, example_input), **options}
+        options = {"dims": _position_axes(model), **options}
     if any(type(module) is nn.Identity and slot.endswith(_SLOTS[1:]) for slot, module in model.named_modules()):
         return insert(model, kind, at=_SLOTS, example_input=example_input, inplace=inplace, **options)
     return insert(model, kind, after=_reaches, example_input=example_input, inplace=inplace, **options)
@@ -80,8 +80,7 @@ def _reaches(name: str, module: nn.Module) -> bool:
     return isinstance(module, _CONVS) and max(module.kernel_size) > 1
 
 
-def _position_axes(model: nn.Module, example_input: ExampleInput) -> int:
-    if example_input is None and callable(getattr(model, "example_inputs", None)):
-        example_input = model.example_inputs()  # type: ignore[operator]
-    inputs = [leaf for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor)]
-    return inputs[0].dim() - 2 if inputs else 2
+def _position_axes(model: nn.Module) -> int:
+    """Those of most of its convolutions: a network may make images of waveforms, clips or points."""
+    axes = Counter(len(module.kernel_size) for name, module in model.named_modules() if _reaches(name, module))
+    return axes.most_common(1)[0][0] if axes else 2

@@ -66,8 +66,12 @@ class Task(ABC):
 
     @classmethod
     def recipes(cls) -> dict[str, Path]:
-        """Published training recipes by name: YAML files of settings in the folder ``recipes`` beside the task."""
+        """Published training recipes by name: YAML files of settings in the folder ``recipes`` beside the task.
+
+        A task that shares its room with others may have a folder of its name in there.
+        """
         folder = Path(str(resources.files(cls.__module__.rpartition(".")[0]))) / "recipes"
+        folder = folder / cls.name if (folder / cls.name).is_dir() else folder
         return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
     @classmethod

@@ -66,7 +66,7 @@ NETWORKS = [
         "unireplknet_s_weather",
         {
             "network": {**ONE_CHANNEL, "num_classes": 0},
-            "tree": (4,),
+            "tree": (2, 2),
             "node_series": 2,
             "length": 8,
             "label_length": 5,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convatlas.nn.conv.fdconv import FDConv2d, FrequencyBandModulation, fourier_weight
+from convatlas.nn.conv.fdconv import FDConv2d, fourier_weight
+from convatlas.nn.conv.frequency_modulation import FrequencyBandModulation
 from golden.cases import Case, renamed
 
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")

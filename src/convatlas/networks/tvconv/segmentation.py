@@ -122,7 +122,7 @@ class DeepLabV3Plus(nn.Module):
         self.features = nn.Sequential(*layers)
         self.stride = stride
         width = config.width
-        size = tuple(-(-side // stride) for side in config.image_size)
+        size = (-(-config.image_size[0] // stride), -(-config.image_size[1] // stride))
         self.aspp = nn.ModuleList([ConvNormAct(channels, width, 1, act=nn.ReLU)])
         for each in config.rates:
             if config.translation_variant:

@@ -112,6 +112,7 @@ class Trunk(Backbone):
     classifier_modules: ClassVar[tuple[str, ...]] = ("head",)
 
     config: Any
+    _checkpointed: tuple[int, ...] | None = None
 
     def __init__(self, config: TrunkConfig, *, stage_norms: bool = False, **options: Any) -> None:
         super().__init__(config)
@@ -200,12 +201,12 @@ class Trunk(Backbone):
         super().set_gradient_checkpointing(enabled)
         self._checkpointed = tuple(blocks) if enabled and blocks is not None else None
 
-    _checkpointed: tuple[int, ...] | None = None
-
     def _run_stage(self, stage: nn.Module, *inputs: Any) -> Any:
-        if self._checkpointed is None or type(stage) is not Stage:
+        if self._checkpointed is None:
             return super()._run_stage(stage, *inputs)
         count = self._checkpointed[list(self.stages).index(stage)]
+        if type(stage) is not Stage:  # its blocks hand on more than the map, so all or none
+            return super()._run_stage(stage, *inputs) if count else stage(*inputs)
         x = stage.embed(*inputs)
         for index, block in enumerate(stage.blocks):
             x = super()._run_stage(block, x) if index < count else block(x)

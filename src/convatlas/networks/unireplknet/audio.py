@@ -237,12 +237,11 @@ class UniRepLKNetAudio(nn.Module):
         Raises:
             ValueError: waveform is not (B, samples) or shorter than a frame.
         """
-        spectrogram = self.front_end.fit(self.front_end.filter_bank(waveform))
         if self.training:
-            spectrogram = mask_spectrogram(spectrogram)
-        spectrogram = self.front_end.normalise(spectrogram)
-        if self.training:
-            spectrogram = shift_and_disturb(spectrogram)
+            masked = mask_spectrogram(self.front_end.fit(self.front_end.filter_bank(waveform)))
+            spectrogram = shift_and_disturb(self.front_end.normalise(masked))
+        else:
+            spectrogram = self.front_end(waveform)
         image = spectrogram.transpose(1, 2).unsqueeze(1)
         weight = self.network.get_parameter("downsample_layers.0.0.weight")
         return self.network(image.to(weight.dtype))

@@ -183,13 +183,11 @@ class UniRepLKNetBlock(_Block):
         becomes W2 beta.
         """
         plain = self.dwconv.merged() if type(self.dwconv) is DilatedReparamBlock else self.dwconv
-        expected: tuple[tuple[nn.Module, type[nn.Module]], ...] = (
-            (plain, nn.Identity if isinstance(self.norm, nn.Identity) else DepthwiseConv2d),
-            (self.grn, GlobalResponseNorm),
-            (self.pwconv2, nn.Linear),
-            (self.ffn_norm, nn.BatchNorm2d),
-        )
-        if not all(type(part) is kind for part, kind in expected):
+        norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+        whole = type(self.grn) is GlobalResponseNorm and type(self.pwconv2) is nn.Linear
+        whole = whole and type(self.ffn_norm) in norms and type(self.pwconv1) is nn.Linear
+        convolved = type(plain) is DepthwiseConv2d and type(self.norm) in norms
+        if not whole or not (convolved or (type(plain) is type(self.norm) is nn.Identity)):
             return None
         kernel_size = plain.kernel_size[0] if isinstance(plain, DepthwiseConv2d) else 0
         hidden, channels = self.pwconv1.out_features, self.pwconv1.in_features

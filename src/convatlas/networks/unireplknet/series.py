@@ -199,7 +199,7 @@ class UniRepLKNetSeries(nn.Module):
             ValueError: an argument has another shape.
         """
         config = self.config
-        batch, features = len(series), config.time_features
+        batch, features = series.shape[0], config.time_features
         time = series.new_zeros(batch, config.length, features) if time is None else time
         future_time = series.new_zeros(batch, config.horizon, features) if future_time is None else future_time
         self._check(series, time, future_time)

@@ -98,8 +98,17 @@ class DilatedReparamBlock(nn.Module):
             y = y + branch(x)
         return y
 
-    def merged(self) -> nn.Module:
-        """The depthwise convolution that computes the same in evaluation; its weights are computed in float64."""
+    def merged(self) -> nn.Module | None:
+        """The depthwise convolution that computes the same in evaluation; None if parts were exchanged for others.
+
+        Its weights are computed in float64.
+        """
+        conv, norms = _DEPTHWISE[self.dims], (_NORMS[self.dims], nn.SyncBatchNorm)
+        if not all(
+            isinstance(branch, _Branch) and type(branch.conv) is conv and type(branch.norm) in norms
+            for branch in (self.large, *self.dilated.values())
+        ):
+            return None
         if self.training and not self.large.norm.num_batches_tracked:
             warnings.warn("the block is merged before its batch norms have seen any data", stacklevel=2)
         kernel, bias = self.large.folded()
@@ -109,10 +118,10 @@ class DilatedReparamBlock(nn.Module):
             bias = bias + shift
         old = self.large.conv.weight
         size, padding = self.kernel_size, self.kernel_size // 2
-        conv: nn.Module = _DEPTHWISE[self.dims](self.channels, self.channels, size, padding=padding, device="meta")
-        conv.weight = nn.Parameter(kernel.to(old.dtype), old.requires_grad)
-        conv.bias = nn.Parameter(bias.to(old.dtype), old.requires_grad)
-        return conv.train(self.training)
+        plain: nn.Module = conv(self.channels, self.channels, size, padding=padding, device="meta")
+        plain.weight = nn.Parameter(kernel.to(old.dtype), old.requires_grad)
+        plain.bias = nn.Parameter(bias.to(old.dtype), old.requires_grad)
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         """Show channels and kernel size."""
