@@ -5,7 +5,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -89,12 +88,6 @@ class Pretraining(GradientTask):
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), or left out, got {self.channels}")
-
-    @classmethod
-    def recipes(cls) -> dict[str, Path]:
-        """Published recipes of pre-training by name."""
-        folder = Path(str(resources.files("convatlas.recognition"))) / "pretraining_recipes"
-        return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
     # Data and network
 
