@@ -231,6 +231,7 @@ def test_the_plain_method_is_plain_training():
 
 
 def test_every_name_stands_for_a_method():
+    needed = {"learned_filters": {"images": "photos"}}
     for name, target in METHODS.items():
         assert issubclass(resolve(target), Method), name
-        assert list(make_methods({name: {}})) == [name]
+        assert list(make_methods({name: needed.get(name, {})})) == [name]
