@@ -23,10 +23,13 @@ _Sizes = tuple[int, ...]
 def _auto(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Sizes, padding: _Sizes, dilation: _Sizes, groups: int
 ) -> str:
-    # The groups of an exported graph cannot follow its batch; on a GPU a convolution of many groups is slow.
+    # The groups of an exported graph cannot follow its batch; on a GPU a convolution of many groups is slow. Pointwise
+    # kernels are matrix products as they are.
     batch: object = x.shape[0]
-    lowered = isinstance(batch, torch.SymInt) or (
-        x.device.type == "cuda" and math.prod(weight.shape[2:]) <= _LARGEST_LOWERED
+    lowered = (
+        isinstance(batch, torch.SymInt)
+        or math.prod(weight.shape[3:]) == 1
+        or (x.device.type == "cuda" and math.prod(weight.shape[2:]) <= _LARGEST_LOWERED)
     )
     return "matmul" if x.dim() == 4 and lowered else "grouped"
 
