@@ -77,13 +77,13 @@ def places(tmp_path_factory: pytest.TempPathFactory, pictures: Path, finished: P
 
 
 WRONG_WORDS = [
-    ("", "name a task first: convatlas train recognition"),
+    ("", "name a task first: convatlas train denoising"),
     ("recognition --epoch 3", "unknown setting 'epoch': did you mean epochs"),
     ("recognition --augment.hflp 0.5", "unknown setting 'augment.hflp': did you mean augment.hflip"),
     ("recognition --epochs ten", "epochs must be an integer, got ten"),
     ("recognition --augment.hflip much", "augment.hflip must be a number, got much"),
     ("recognition --augment.scale 3", "augment.scale must be a list of 2, got 3"),
-    ("recognition --optimizer adam", "optimizer must be one of adamw, sgd, lion, got adam"),
+    ("recognition --optimizer adam", "optimizer must be one of adamw, sgd, lion, lamb, got adam"),
     ("recognition --options [1]", "options must be a mapping, got [1]"),
     ("recognition --strategy fdsp", "strategy must be one of auto, ddp, fsdp, got fdsp"),
     ("recognition --methods tract", "methods must be a mapping, got tract"),
@@ -182,7 +182,7 @@ OTHER_VERBS = [
     ("predict", "{run} {tmp}/many.npz", 1, "many has images of 5 channels, which cannot be converted to 3"),
     ("predict", "{run} {tmp}/flat --out {tmp}/text.png/below", 1, "Not a directory"),
     ("compare", "", 2, "name a task first"),
-    ("compare", "recognition", 2, "the following arguments are required: models"),
+    ("compare", "recognition", 2, "--models needs at least two different models, got none"),
     ("compare", "recognition --models resnet18", 2, "--models needs at least two different models, got resnet18"),
     ("compare", "recognition --models resnet18,resnet18", 2, "at least two different models"),
     ("compare", "recognition --models resnet18,resnet19", 1, "unknown model 'resnet19': did you mean resnet18"),
