@@ -25,7 +25,7 @@ def parser() -> SettingsParser:
         (["--lr=high"], "lr must be a number, got high"),
         (["--clip", "a b"], "clip must be a number or null, got a b"),
         (["--devices", "x"], "devices must be an integer or auto, got x"),
-        (["--optimizer", "adam"], "optimizer must be one of adamw, sgd, lion, got adam"),
+        (["--optimizer", "adam"], "optimizer must be one of adamw, sgd, lion, lamb, got adam"),
         (["--epoch", "3"], "unknown setting 'epoch': did you mean epochs or decay_epochs or warmup_epochs?"),
         (["--epochs", "3", "--warmup-epochs=3"], "unknown setting 'warmup-epochs': did you mean warmup_epochs"),
         (["photos"], "'photos' is not expected here"),
