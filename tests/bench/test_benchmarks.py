@@ -17,6 +17,7 @@ from torch import nn
 from convatlas import catalog
 from convatlas.bench import (
     block_fusion,
+    depthwise,
     dilated_reparam,
     eca,
     fdconv,
@@ -52,6 +53,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
+    monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))
     monkeypatch.setattr(block_fusion, "SAMPLES", 1)
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
