@@ -73,7 +73,7 @@ def test_help_explains_every_setting_with_type_and_default(parser: SettingsParse
     lines = " ".join(text.split())
     assert "passes over the training data (an integer, default: 20)" in lines
     assert "(a number or null, default: null)" in lines
-    assert "(one of adamw, sgd, lion, default: adamw)" in lines
+    assert "(one of adamw, sgd, lion, lamb, default: adamw)" in lines
     assert "(an integer or auto, default: 1)" in lines
     for word in ("``", "Literal[", "Union[", "<class", " | "):
         assert word not in text
