@@ -31,7 +31,11 @@ __all__ = [
     "PublishedFile",
     "Upscaler",
     "UpscalerConfig",
+    "decay_groups",
 ]
+
+#: Group of the last stage in the layer-wise decay of ConvNeXt's code.
+_LAST_GROUP = 12
 
 
 class Feature(NamedTuple):
@@ -375,3 +379,28 @@ def _replaced(config: Any, changes: Mapping[str, Any]) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def decay_groups(
+    downsample_layers: nn.ModuleList, stages: nn.ModuleList, ends: Sequence[nn.Module], blocks: int
+) -> list[nn.Module]:
+    """The groups of the layer-wise decay of ConvNeXt's code, for `Backbone.layers` of networks with four stages.
+
+    Args:
+        downsample_layers: what stands before each stage.
+        stages: each a sequence of blocks.
+        ends: norms and classifier, the last group.
+        blocks: so many blocks of the last stage but one make a group; each other stage is one.
+    """
+    last = len(stages) - 1
+    groups: dict[int, list[nn.Module]] = {0: [downsample_layers[0]]}
+    for stage, holder in enumerate(stages):
+        first = _LAST_GROUP if stage == last else stage + 1
+        if stage:
+            groups.setdefault(first, []).append(downsample_layers[stage])
+        for index, block in enumerate(holder.children()):
+            group = min(first + index // blocks, _LAST_GROUP - 1) if stage == last - 1 else first
+            groups.setdefault(group, []).append(block)
+    groups[_LAST_GROUP + 1] = list(ends)
+    layers: list[nn.Module] = [nn.ModuleList(groups[group]) for group in sorted(groups)]
+    return [layer for layer in layers if any(True for _ in layer.parameters())]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.data.transforms import Preprocess
-from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
+from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile, decay_groups
 from convatlas.nn.depthwise import DepthwiseConv2d
 from convatlas.nn.drop import DropPath, drop_path_rates
 from convatlas.nn.mixers.dilated_reparam import DilatedReparamBlock, fold_norm
@@ -38,8 +38,6 @@ __all__ = [
 
 #: Smallest kernel that is trained with dilated ones beside it.
 _SMALLEST_LARGE = 7
-#: Group of the last stage in the published layer-wise learning-rate decay; behind it comes the head.
-_LAST_GROUP = 12
 #: The depthwise kernel of each block, stage by stage.
 _Kernels: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -313,18 +311,8 @@ class UniRepLKNet(Backbone):
 
     def layers(self) -> list[nn.Module]:
         """The groups of the published layer-wise decay: stages, with three blocks a group in the last but one."""
-        last = len(self.stages) - 1
-        groups: dict[int, list[nn.Module]] = {0: [self.downsample_layers[0]]}
-        for stage, blocks in enumerate(self.stages):
-            first = _LAST_GROUP if stage == last else stage + 1
-            if stage:
-                groups.setdefault(first, []).append(self.downsample_layers[stage])
-            for index, block in enumerate(blocks.children()):
-                group = min(first + index // 3, _LAST_GROUP - 1) if stage == last - 1 else first
-                groups.setdefault(group, []).append(block)
-        groups[_LAST_GROUP + 1] = [self.get_submodule(name) for name in self._norms] or [self.norm, self.head]
-        layers: list[nn.Module] = [nn.ModuleList(groups[group]) for group in sorted(groups)]
-        return [layer for layer in layers if any(True for _ in layer.parameters())]
+        ends = [self.get_submodule(name) for name in self._norms] or [self.norm, self.head]
+        return decay_groups(self.downsample_layers, self.stages, ends, blocks=3)
 
     def reset_classifier(self, num_classes: int) -> None:
         self.config = self.config.override(num_classes=num_classes)
