@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cli.conftest import Run
-from convatlas.restoration import super_resolution_reports
+from convatlas.restoration import comparison
 from restoration.scenes import scene, write_scenes
 
 WORDS = ["--options", '{"depth": 3, "dim": 8}', "--patch_size=16", "--epochs=1"]
@@ -18,7 +18,7 @@ WORDS = ["--options", '{"depth": 3, "dim": 8}', "--patch_size=16", "--epochs=1"]
 
 @pytest.fixture(autouse=True)
 def _small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(super_resolution_reports, "_FRAME", (12, 16))
+    monkeypatch.setattr(comparison, "_FRAME", (12, 16))
 
 
 def test_train_evaluate_predict_and_compare(run: Run, tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 from convatlas.experiments import espcn
 from convatlas.networks.espcn import ESPCNConfig
 from convatlas.report import Images, Report, Table
-from convatlas.restoration import super_resolution_reports
+from convatlas.restoration import comparison
 from convatlas.restoration.evaluation import ClipQuality, Measured
 from convatlas.restoration.protocol import Quality
 from restoration.scenes import write_scenes
@@ -103,7 +103,7 @@ def test_verdicts_follow_from_the_numbers(measured: Callable[..., Report]):
 
 
 def test_full_trains_both_networks_by_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(super_resolution_reports, "_FRAME", (12, 16))
+    monkeypatch.setattr(comparison, "_FRAME", (12, 16))
     for split, count in (("train", 3), ("test", 2)):
         write_scenes(tmp_path / "data" / split, count)
     report = espcn.full(tmp_path / "data", tmp_path / "runs", epochs=1, batch_size=8, options={}, patch_stride=20)

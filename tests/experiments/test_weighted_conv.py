@@ -24,7 +24,7 @@ def test_quick_test_runs(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_full_test_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("convatlas.restoration.super_resolution_reports._FRAME", (12, 16))
+    monkeypatch.setattr("convatlas.restoration.comparison._FRAME", (12, 16))
     data = write_scenes(tmp_path / "data", 4)
     changes = {"epochs": 1, "patch_size": 16, "options": {"depth": 2, "dim": 2}, "accelerator": "cpu"}
     report = weighted_conv.full(data, tmp_path / "runs", **changes)

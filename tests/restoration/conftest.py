@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from convatlas.report import Report
-from convatlas.restoration import super_resolution_reports
+from convatlas.restoration import comparison
 from convatlas.restoration.super_resolution import SuperResolution
 from convatlas.training.settings import Training
 from restoration.scenes import SHORT, TINY, write_scenes
@@ -18,7 +18,7 @@ from restoration.scenes import SHORT, TINY, write_scenes
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
-    monkeypatch.setattr(super_resolution_reports, "_FRAME", (12, 16))  # what is timed
+    monkeypatch.setattr(comparison, "_FRAME", (12, 16))  # what is timed
 
 
 class Trained(NamedTuple):

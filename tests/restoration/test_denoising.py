@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     data = write_scenes(root / "data", 6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVATLAS_PROGRESS", "0")
-        patch.setattr("convatlas.restoration.super_resolution_reports._FRAME", (12, 16))
+        patch.setattr("convatlas.restoration.comparison._FRAME", (12, 16))
         task = Denoising(data=str(data), options=TINY, patch_size=16, patch_stride=12)
         report = task.fit(root / "run", Training(**SHORT))
     assert "dB to the noisy ones" in report.summary

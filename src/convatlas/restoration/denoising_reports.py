@@ -18,11 +18,10 @@ from convatlas.data.pictures import Picture, read_picture, write_picture
 from convatlas.errors import DataError
 from convatlas.files import atomic_path
 from convatlas.networks.base import Denoiser
-from convatlas.report import Cell, Files, Images, Note, Part, Report, Scatter, Section, Table
+from convatlas.report import Cell, Files, Images, Note, Part, Report, Section, Table
+from convatlas.restoration.comparison import MOST_PICTURES, compared, cost_table, curves, row_of, signed
 from convatlas.restoration.denoising_evaluation import Cleaned, denoise_image, means, write_cleaned
 from convatlas.restoration.naming import JPEG, found_files, free_name, shown
-from convatlas.restoration.super_resolution_reports import cost_table, curves, row_of, signed
-from convatlas.training.comparison import files_section, listed, pareto_front
 from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import provenance
 from convatlas.training.progress import progress
@@ -42,7 +41,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-_MOST_PICTURES = 12
 _MOST_ROWS = 100
 _SHOWN = 160
 #: What differences are multiplied by to be seen.
@@ -65,7 +63,7 @@ def training_report(task: Denoising, run: Run) -> Report:
     measured, skipped = task.measure(task.splits["test"])
     write_cleaned(run.folder / "quality.csv", measured)
     rows = run.read_metrics()
-    for number, each in enumerate(measured[:_MOST_PICTURES]):
+    for number, each in enumerate(measured[:MOST_PICTURES]):
         label = "".join(letter if letter.isalnum() else "-" for letter in Path(each.name).stem)[:40]
         with atomic_path(run.samples / f"{number:02d}_{label}.png") as part:
             Image.fromarray(_panel(each)).save(part, format="PNG")
@@ -108,35 +106,19 @@ def comparison_report(tasks: Mapping[str, Denoising], runs: Mapping[str, Run], f
     measured = {name: task.measure(task.splits["test"])[0] for name, task in tasks.items()}
     after = {name: means(images)[1] for name, images in measured.items()}
     before = means(next(iter(measured.values())))[0]
-    winner = max(after, key=lambda name: after[name].psnr)
-    costs = cost_table(tasks, runs)
-    times = {str(row[0]): float(row[4] or 0) for row in costs.rows}
-    points = {name: (times[name], after[name].psnr) for name in tasks}
-    pareto = Scatter(
-        "Quality against speed",
-        "time of one frame [ms]",
-        "PSNR [dB]",
-        points,
-        log_x=True,
-        caption=f"Up and to the left is better. Joined: those that no other beats. Noisy: {before.psnr:.2f} dB.",
-        front=pareto_front(points, "max"),
+    return compared(
+        tasks,
+        runs,
+        folder,
+        means=_means(measured, first),
+        psnr={name: each.psnr for name, each in after.items()},
+        before=("noisy", "the noisy ones", before.psnr),
+        rows=[
+            (rows[0].name, [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]])
+            for rows in zip(*measured.values(), strict=True)
+        ],
+        images=len(next(iter(measured.values()))),
     )
-    pictures = []
-    for rows in list(zip(*measured.values(), strict=True))[:_MOST_PICTURES]:
-        squares = [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]]
-        pictures.append((row_of(squares), f"{rows[0].name}: noisy, {', '.join(tasks)}, truth"))
-    sections = [
-        Section("Side by side", [_means(measured, first), costs, pareto]),
-        Section("Pictures", [Images("The square with most detail", pictures)]),
-        Section("Training", curves({name: run.read_metrics() for name, run in runs.items()})),
-        files_section(runs, folder),
-    ]
-    summary = (
-        f"{winner} is the best: {after[winner].psnr:.2f} dB on {len(measured[winner])} test images, "
-        f"{signed(after[winner].psnr - before.psnr)} dB to the noisy ones. All were trained on the same images with "
-        "the same budget."
-    )
-    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
 # -- a user's files ----------------------------------------------------------------------------------------------------
@@ -204,7 +186,7 @@ def prediction_report(task: Denoising, done: Sequence[CleanedFile], skipped: Seq
     ]
     caption = f"The first {_MOST_ROWS} of {len(done)}." if len(done) > _MOST_ROWS else ""
     table = Table("Files", ["file", "written", "size", "time [s]"], rows, caption)
-    pictures = [(row_of(each.sample), f"{each.name}: before, after") for each in done[:_MOST_PICTURES]]
+    pictures = [(row_of(each.sample), f"{each.name}: before, after") for each in done[:MOST_PICTURES]]
     links = Files("In this folder", {each.name: each.path for each in done[:_MOST_ROWS]})
     sections = [
         Section("Cleaned", [table, Images("The middle", pictures), links]),
@@ -260,7 +242,7 @@ def _panel(each: Cleaned) -> Array:
 
 
 def _pictures(measured: Sequence[Cleaned]) -> list[Part]:
-    worst_first = sorted(measured, key=lambda each: each.network.psnr)[:_MOST_PICTURES]
+    worst_first = sorted(measured, key=lambda each: each.network.psnr)[:MOST_PICTURES]
     pictures = [
         (_panel(each), f"{each.name}: {each.noisy.psnr:.2f} and {each.network.psnr:.2f} dB") for each in worst_first
     ]

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from convatlas.data.image_pairs import Pairs
 from convatlas.data.images import Skipped
 from convatlas.files import atomic_path
-from convatlas.report import Cell, Files, Images, Lines, Note, Part, Report, Scatter, Section, Table
-from convatlas.restoration.evaluation import ClipQuality, Measured, macs_per_pixel, mean_quality, write_qualities
+from convatlas.report import Cell, Files, Images, Lines, Note, Part, Report, Section, Table
+from convatlas.restoration.comparison import MOST_PICTURES, compared, cost_table, curves, row_of, signed
+from convatlas.restoration.evaluation import ClipQuality, Measured, mean_quality, write_qualities
 from convatlas.restoration.protocol import PROTOCOLS
 from convatlas.restoration.super_resolution_files import Enlarged
-from convatlas.training.comparison import files_section, listed, pareto_front
 from convatlas.training.left_out import skipped_sections
-from convatlas.training.measure import count_parameters, latency, provenance
+from convatlas.training.measure import provenance
 from convatlas.training.run import Run
 
 if TYPE_CHECKING:
@@ -30,26 +29,18 @@ if TYPE_CHECKING:
 __all__ = [
     "clip_report",
     "comparison_report",
-    "cost_table",
-    "curves",
     "evaluation_report",
     "panel",
     "prediction_report",
-    "row_of",
-    "signed",
     "training_report",
 ]
 
 Array = npt.NDArray[Any]
 
-_MOST_PICTURES = 12
 _MOST_ROWS = 100
 #: What differences are multiplied by to be seen.
 _ERROR_GAIN = 4
-#: Height and width of the frame that times and operations are told for.
-_FRAME = (180, 320)
 _SHOWN = 96
-_GAP = 4
 
 
 def evaluation_report(
@@ -116,7 +107,7 @@ def prediction_report(task: SuperResolution, done: Sequence[Enlarged], skipped: 
     ]
     caption = f"The first {_MOST_ROWS} of {len(done)}." if len(done) > _MOST_ROWS else ""
     table = Table("Files", ["file", "written", "size", "enlarged", "frames", "time [s]"], rows, caption)
-    pictures = [(_before_after(task, each), f"{each.name}: bicubic, {task.model}") for each in done[:_MOST_PICTURES]]
+    pictures = [(_before_after(task, each), f"{each.name}: bicubic, {task.model}") for each in done[:MOST_PICTURES]]
     links = Files("In this folder", {each.name: each.path for each in done[:_MOST_ROWS]})
     sections = [
         Section("Enlarged", [table, Images("The square with most detail", pictures), links]),
@@ -132,7 +123,7 @@ def training_report(task: SuperResolution, run: Run) -> Report:
     measured, skipped = task.measure(task.splits["test"])
     write_qualities(run.folder / "quality.csv", measured)
     rows = run.read_metrics()
-    for number, each in enumerate(measured[:_MOST_PICTURES]):
+    for number, each in enumerate(measured[:MOST_PICTURES]):
         label = "".join(letter if letter.isalnum() else "-" for letter in Path(each.name).stem)[:40]
         with atomic_path(run.samples / f"{number:02d}_{label}.png") as part:
             Image.fromarray(panel(*each.shown)).save(part, format="PNG")
@@ -170,44 +161,22 @@ def comparison_report(tasks: Mapping[str, SuperResolution], runs: Mapping[str, R
     measured = {name: task.measure(task.splits["test"])[0] for name, task in tasks.items()}
     quality = {name: mean_quality(each.network for each in images) for name, images in measured.items()}
     bicubic = mean_quality(each.bicubic for each in next(iter(measured.values())))
-    winner = max(quality, key=lambda name: quality[name].psnr)
-    costs = cost_table(tasks, runs)
-    times = {str(row[0]): float(row[4] or 0) for row in costs.rows}
-    points = {name: (times[name], quality[name].psnr) for name in tasks}
-    pareto = Scatter(
-        "Quality against speed",
-        "time of one frame [ms]",
-        "PSNR [dB]",
-        points,
-        log_x=True,
-        caption="Up and to the left is better. Joined: those that no other beats. Bicubic interpolation has "
-        f"{bicubic.psnr:.2f} dB.",
-        front=pareto_front(points, "max"),
+    return compared(
+        tasks,
+        runs,
+        folder,
+        means=_means(measured, first),
+        psnr={name: each.psnr for name, each in quality.items()},
+        before=("bicubic", "bicubic interpolation", bicubic.psnr),
+        rows=[
+            (rows[0].name, [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]])
+            for rows in zip(*measured.values(), strict=True)
+        ],
+        images=len(next(iter(measured.values()))),
     )
-    pictures = []
-    for rows in list(zip(*measured.values(), strict=True))[:_MOST_PICTURES]:
-        squares = [rows[0].shown[0], *(each.shown[1] for each in rows), rows[0].shown[2]]
-        pictures.append((row_of(squares), f"{rows[0].name}: bicubic, {', '.join(tasks)}, truth"))
-    sections = [
-        Section("Side by side", [_means(measured, first), costs, pareto]),
-        Section("Pictures", [Images("The square with most detail", pictures)]),
-        Section("Training", curves({name: run.read_metrics() for name, run in runs.items()})),
-        files_section(runs, folder),
-    ]
-    summary = (
-        f"{winner} is the best: {quality[winner].psnr:.2f} dB on {len(measured[winner])} test images, "
-        f"{signed(quality[winner].psnr - bicubic.psnr)} dB to bicubic interpolation. All were trained on the same "
-        "images with the same budget."
-    )
-    return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def signed(value: float) -> str:
-    """A number with two digits and its sign."""
-    return f"{value:+.2f}".replace("-", "\u2212")
 
 
 def _summary(task: SuperResolution, measured: Sequence[Measured]) -> str:
@@ -248,18 +217,6 @@ def _each_image(measured: Sequence[Measured]) -> Table:
     return Table("Each image", columns, rows, caption)
 
 
-def curves(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Part]:
-    """PSNR and loss by epoch of several runs."""
-
-    def series(key: str) -> dict[str, tuple[list[float], list[float]]]:
-        return {name: ([row["epoch"] for row in table], [row[key] for row in table]) for name, table in rows.items()}
-
-    return [
-        Lines("PSNR", "epoch", "validation PSNR, not rounded [dB]", series("val_psnr")),
-        Lines("Loss", "epoch", "training loss", series("train_loss")),
-    ]
-
-
 def _data_table(task: SuperResolution) -> Table:
     rows: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
     caption = (
@@ -269,43 +226,6 @@ def _data_table(task: SuperResolution) -> Table:
     if task.splits["test"] is task.splits["val"]:
         caption += " The data have no test part: the quality is measured on the images that chose the best epoch."
     return Table("Images", ["part", "images"], rows, caption)
-
-
-def cost_table(tasks: Mapping[str, Any], runs: Mapping[str, Run]) -> Table:
-    """Parameters, operations and times of networks that enlarge images by one scale, which may be 1."""
-    # In turn, so that whatever else the machine does meets all networks alike.
-    rounds = [{name: _frame_time(task) for name, task in tasks.items()} for _ in range(3)]
-    height, width = _FRAME
-    rows: list[list[Cell]] = []
-    for name, task in tasks.items():
-        time = statistics.median(each[name] for each in rounds)
-        seconds = sum(row["seconds"] for row in runs[name].read_metrics())
-        per_pixel = macs_per_pixel(task.network)
-        frame = per_pixel * height * width * task.scale**2 / 1e9
-        rows.append([name, count_parameters(task.network), frame, round(per_pixel), time, seconds])
-    columns = [
-        *(
-            "model",
-            "parameters",
-            "multiply-adds of a frame [G]",
-            "of a pixel",
-            "time of a frame [ms]",
-            "training time [s]",
-        ),
-    ]
-    big = f"{width * next(iter(tasks.values())).scale} x {height * next(iter(tasks.values())).scale}"
-    enlarged = f", enlarged to {big}" if next(iter(tasks.values())).scale > 1 else ""
-    caption = (
-        f"A frame is {width} x {height}{enlarged}; the times are medians of repeated passes, the multiply-adds those "
-        "of convolutions."
-    )
-    highlight: Any = dict.fromkeys(columns[1:5], "min") if len(rows) > 1 else {}
-    return Table("Cost on this machine", columns, rows, caption, highlight)
-
-
-def _frame_time(task: Any) -> float:
-    x = torch.rand(1, task.network.frames * task.network.in_channels, *_FRAME)
-    return latency(task.network, x.to(next(task.network.parameters()).device), repeats=1)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -319,15 +239,8 @@ def panel(bicubic: Array, network: Array, truth: Array) -> Array:
     return row_of([bicubic, network, truth, np.broadcast_to(error.clip(max=255).astype(np.uint8), truth.shape)])
 
 
-def row_of(squares: Sequence[Array]) -> Array:
-    """Pictures (H, W, 3) of one height side by side."""
-    gap = np.full((squares[0].shape[0], _GAP, 3), 255, np.uint8)
-    parts = [part for square in squares for part in (square, gap)]
-    return np.concatenate(parts[:-1], 1)
-
-
 def _pictures(measured: Sequence[Measured]) -> list[Part]:
-    worst_first = sorted(measured, key=lambda each: each.network.psnr)[:_MOST_PICTURES]
+    worst_first = sorted(measured, key=lambda each: each.network.psnr)[:MOST_PICTURES]
     pictures = [
         (panel(*each.shown), f"{each.name}: {each.bicubic.psnr:.2f} and {each.network.psnr:.2f} dB")
         for each in worst_first
