@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,7 @@ class _Geometry:
     period: tuple[int, ...]
     wraps: tuple[bool, ...]
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Lengths of one transform of the whole signal; they are free on an axis where nothing wraps."""
         return tuple(
@@ -81,7 +82,7 @@ class _Geometry:
         """Length of a block of overlap-save."""
         return max(_SHORTEST_BLOCK, 1 << (4 * self.taps[0] - 1).bit_length())
 
-    @property
+    @cached_property
     def in_blocks(self) -> bool:
         """Whether overlap-save pays."""
         return len(self.size) == 1 and not self.wraps[0] and self.size[0] >= max(2 * self.block, 8 * self.taps[0])
@@ -238,6 +239,14 @@ def _check(
 
 def _geometry(size: Sequence[int], taps: Sequence[int], fft_size: int | Sequence[int] | None) -> _Geometry:
     size, taps = tuple(size), tuple(taps)
+    period = fft_size if fft_size is None or isinstance(fft_size, int) else tuple(fft_size)
+    # Sizes of a captured graph may have no value, and cannot be looked up.
+    if torch.compiler.is_compiling() or not all(type(length) is int for length in size + taps):
+        return _laid_out(size, taps, period)
+    return _known_geometry(size, taps, period)
+
+
+def _laid_out(size: tuple[int, ...], taps: tuple[int, ...], fft_size: int | tuple[int, ...] | None) -> _Geometry:
     if min(size) < 1 or min(taps) < 1:
         raise ValueError(f"signals and kernels must not be empty, got sizes {size} and {taps}")
     needed = tuple(length + count - 1 for length, count in zip(size, taps, strict=True))
@@ -254,6 +263,10 @@ def _geometry(size: Sequence[int], taps: Sequence[int], fft_size: int | Sequence
         for t, s, wrapped in zip(taps, size, wraps, strict=True)
     )
     return _Geometry(size, used, period, wraps)
+
+
+# A short call spends a tenth of its time on this otherwise.
+_known_geometry = lru_cache(maxsize=1024)(_laid_out)
 
 
 def _each_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
