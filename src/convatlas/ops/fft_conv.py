@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -69,7 +69,7 @@ class _Geometry:
     period: tuple[int, ...]
     wraps: tuple[bool, ...]
 
-    @cached_property
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Lengths of one transform of the whole signal; they are free on an axis where nothing wraps."""
         return tuple(
@@ -82,7 +82,7 @@ class _Geometry:
         """Length of a block of overlap-save."""
         return max(_SHORTEST_BLOCK, 1 << (4 * self.taps[0] - 1).bit_length())
 
-    @cached_property
+    @property
     def in_blocks(self) -> bool:
         """Whether overlap-save pays."""
         return len(self.size) == 1 and not self.wraps[0] and self.size[0] >= max(2 * self.block, 8 * self.taps[0])
