@@ -1,0 +1,1 @@
+"""Physics: operators learned from pairs of fields, solvers, simulators' surrogates."""
