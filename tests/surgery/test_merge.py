@@ -132,7 +132,8 @@ def test_merged_networks_are_modules_like_others(network: Network):
         torch.testing.assert_close(blank(x), expected, rtol=0, atol=0)
         exported = torch.export.export(result, (x,)).module()
         torch.testing.assert_close(exported(x), expected)
-    result.train()(x).sum().backward()
+    scores = result.train()(x)  # several where a network has further heads for training
+    sum(each.sum() for each in (scores if isinstance(scores, tuple) else (scores,))).backward()
     assert all(parameter.grad is not None for parameter in result.parameters())
 
 
