@@ -27,7 +27,8 @@ _BACKBONES = [entry for entry in NETWORKS if isinstance(model_config(entry.model
 SUBJECTS: dict[str, Iterable[Any]] = {
     "network": NETWORKS,
     "backbone": _BACKBONES,
-    "family": _first_of_families(_BACKBONES),
+    "family": _first_of_families(NETWORKS),
+    "backbone_family": _first_of_families(_BACKBONES),
     "layer": LAYERS,
     "conv": CONVS,
     "operator": OPERATORS,

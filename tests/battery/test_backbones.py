@@ -198,10 +198,10 @@ def test_named_modules_exist(backbone: Network):
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_same(family: Network, tmp_path: Path):
+def test_onnx_gives_the_same(backbone_family: Network, tmp_path: Path):
     pytest.importorskip("onnxruntime")
-    model = family.build()
-    inputs = family.inputs(model, 2)
+    model = backbone_family.build()
+    inputs = backbone_family.inputs(model, 2)
     done = export(model, inputs, tmp_path / "model.onnx")
     assert {check.shapes[0][0] for check in done.checks} == {1, 2, 3}
     for check in done.checks:

@@ -147,9 +147,9 @@ def test_export_with_any_batch(network: Network):
             assert_close(program.module()(*other), model(*other))
 
 
-def test_compiles_without_a_break(network: Network):
-    model = network.build()
-    inputs = network.inputs(model, 2)
+def test_compiles_without_a_break(family: Network):
+    model = family.build()
+    inputs = family.inputs(model, 2)
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     ours, expected = compiled(*inputs), model(*inputs)

@@ -228,56 +228,58 @@ def hub_cache(root: Path, files: dict[str, bytes], *, revision: str = "main") ->
         path.write_bytes(data)
 
 
-def in_subprocess(source: str, **environment: str) -> tuple[bool, str]:
-    """`locate` where the hub's client reads its settings afresh."""
+def in_subprocess(*wanted: str, **environment: str) -> list[tuple[bool, str]]:
+    """`locate` of several sources in one process, where the hub's client reads its settings afresh."""
     code = (
         "import sys\nfrom convatlas.weights.sources import locate\nfrom convatlas.errors import CheckpointError\n"
-        "try:\n    print(locate(sys.argv[1]))\nexcept CheckpointError as error:\n    print('ERROR', error)\n"
+        "for source in sys.argv[1:]:\n"
+        "    try:\n        print(locate(source))\n"
+        "    except CheckpointError as error:\n        print('ERROR', error)\n"
     )
     src = str(Path(sources.__file__).parents[1])
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "http_proxy"))}
     done = subprocess.run(
-        [sys.executable, "-c", code, source],
+        [sys.executable, "-c", code, *wanted],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**inherited, "PYTHONPATH": src, "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
         check=True,
     )
-    text = done.stdout.strip()
-    return not text.startswith("ERROR"), text
-
-
-def offline(source: str, root: Path) -> tuple[bool, str]:
-    return in_subprocess(source, HF_HUB_CACHE=str(root), HF_HUB_OFFLINE="1")
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == len(wanted)
+    return [(not line.startswith("ERROR"), line) for line in lines]
 
 
 def test_hub_offline_by_name_and_by_choice(tmp_path: Path) -> None:
     hub_cache(tmp_path, {"model.safetensors": b"1", "pytorch_model.bin": b"2", "old/net.pth": b"3"})
     snapshot = tmp_path / "models--owner--name" / "snapshots" / COMMIT
-    assert offline("hf://owner/name", tmp_path) == (True, str(snapshot / "model.safetensors"))
-    assert offline("hf://owner/name@main/old/net.pth", tmp_path) == (True, str(snapshot / "old" / "net.pth"))
-    assert offline(f"hf://owner/name#sha256={hashlib.sha256(b'1').hexdigest()}", tmp_path)[0]
-    found, text = offline("hf://owner/name/none.pth", tmp_path)
-    assert not found
-    assert "not in the local cache, and the hub cannot be reached" in text
-
-
-def test_hub_offline_without_the_repository(tmp_path: Path) -> None:
-    found, text = offline("hf://owner/other", tmp_path)
-    assert not found
-    assert "hf://owner/other: not in the local cache" in text
+    by_name, by_choice, by_hash, none, other = in_subprocess(
+        "hf://owner/name",
+        "hf://owner/name@main/old/net.pth",
+        f"hf://owner/name#sha256={hashlib.sha256(b'1').hexdigest()}",
+        "hf://owner/name/none.pth",
+        "hf://owner/other",
+        HF_HUB_CACHE=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+    )
+    assert by_name == (True, str(snapshot / "model.safetensors"))
+    assert by_choice == (True, str(snapshot / "old" / "net.pth"))
+    assert by_hash[0]
+    assert not none[0]
+    assert "not in the local cache, and the hub cannot be reached" in none[1]
+    assert not other[0]
+    assert "hf://owner/other: not in the local cache" in other[1]
 
 
 def test_hub_through_its_endpoint(tmp_path: Path, address: str) -> None:
     settings = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    found, text = in_subprocess("hf://owner/name", **settings)
-    assert found, text
-    assert Path(text).read_bytes() == CONTENT
-    assert text.endswith(f"snapshots/{COMMIT}/weights/net.pth")
-    found, text = in_subprocess("hf://owner/secret", **settings)
-    assert not found
-    assert "the hub has no such repository, or it is private" in text
+    (found, path), secret = in_subprocess("hf://owner/name", "hf://owner/secret", **settings)
+    assert found, path
+    assert Path(path).read_bytes() == CONTENT
+    assert path.endswith(f"snapshots/{COMMIT}/weights/net.pth")
+    assert not secret[0]
+    assert "the hub has no such repository, or it is private" in secret[1]
 
 
 def test_choice_among_files() -> None:

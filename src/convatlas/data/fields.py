@@ -91,8 +91,8 @@ def read_fields(
     Args:
         source: a file, or a folder of them, each with a resolution of its own; what a file is for is told by the names
             of its arrays, else by its own (``flow_64_train.npz``) or that of its folder (``train/``).
-        dims: axes of position. None takes the second axis of an array for channels where it is at most 16 and shorter
-            than each of the others.
+        dims: axes of position. None takes the second axis of an array for channels where it is at most 16 and at most
+            half of each of the others.
         paired: whether outputs are needed.
         read: gives the arrays of a file by name.
 
@@ -163,7 +163,7 @@ def _field(array: Array, what: str, dims: int | None) -> Array:
     axes = array.ndim - 1
     if dims is None:
         second, others = array.shape[1:2], array.shape[2:]
-        channels = bool(others) and second[0] <= _MOST_CHANNELS and second[0] < min(others)
+        channels = bool(others) and second[0] <= _MOST_CHANNELS and 2 * second[0] <= min(others)
         dims = axes - channels
     if axes not in (dims, dims + 1) or not 1 <= dims <= 3 or 0 in array.shape:
         grid = ", ".join(["n"] * max(dims, 1))

@@ -43,8 +43,7 @@ class _Samples(Dataset[dict[str, Tensor]]):
         index = key[0] if isinstance(key, tuple | list) else key
         which = int(np.searchsorted(self.ends, index, side="right"))
         pairs, row = self.sets[which], index - (int(self.ends[which - 1]) if which else 0)
-        assert pairs.y is not None
-        return {"x": torch.from_numpy(pairs.x[row]).float(), "y": torch.from_numpy(pairs.y[row]).float()}
+        return {key: torch.from_numpy(np.asarray(part)[row]).float() for key, part in (("x", pairs.x), ("y", pairs.y))}
 
 
 def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:

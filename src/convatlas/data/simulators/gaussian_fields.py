@@ -69,7 +69,7 @@ def gaussian_field(
     """
     periodic = boundary == "periodic"
     frequencies = 2 * np.pi * np.arange(-modes, modes + 1) if periodic else np.pi * np.arange(modes + 1)
-    squares = sum(np.meshgrid(*[frequencies**2] * dims, indexing="ij"))
+    squares = np.sum(np.meshgrid(*[frequencies**2] * dims, indexing="ij"), axis=0)
     deviation = np.sqrt(scale) * (squares + shift) ** (-power / 2) * (squares > 0)
     noise = random.standard_normal((2 if periodic else 1, samples, *squares.shape))
     # The real part of a sum over all frequencies holds each wave twice, with halved amplitude: variance 1 in all.
