@@ -141,6 +141,28 @@ def test_metrics_tell_rate_loss_and_validation_of_each_epoch(tmp_path: Path):
     assert all(row["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_metrics_tell_the_norm_of_the_gradients_before_clipping(tmp_path: Path, clip: float | None):
+    whole = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "batch_size": 41,
+    }
+    training = Training(**{**SHORT, **whole, "schedule": "constant", "clip": clip})
+    seed_everything(training.seed)
+    start = Toy()
+    start.prepare()
+    Toy().fit(tmp_path / "run", training)
+    moves = [value - start.network.state_dict()[key] for key, value in current(tmp_path / "run").items()]
+    moved = torch.cat([move.flatten() for move in moves]).norm().item() / training.lr
+    (row,) = Run(tmp_path / "run").read_metrics()
+    assert row["grad_norm"] > 0.1
+    assert moved == pytest.approx(row["grad_norm"] if clip is None else clip, rel=1e-3)
+
+
 def test_the_best_epoch_is_kept_and_left_in_the_network(tmp_path: Path):
     toy = Toy()
     report = toy.fit(tmp_path / "run", Training(**{**SHORT, "lr": 1.0, "epochs": 6, "schedule": "constant"}))

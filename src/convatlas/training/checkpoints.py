@@ -31,9 +31,12 @@ from convatlas.training.settings import MOVABLE, Training
 if TYPE_CHECKING:
     from convatlas.training.task import GradientTask
 
-__all__ = ["AtomicCheckpointIO", "Checkpoints", "History"]
+__all__ = ["NOTHING_YET", "AtomicCheckpointIO", "Checkpoints", "History"]
 
 _logger = logging.getLogger(__name__)
+
+#: What a process sums up over an epoch: losses of its batches, and norms of the gradients of its steps before clipping.
+NOTHING_YET = {"loss": 0.0, "batches": 0, "gradient": 0.0, "steps": 0}
 
 
 class History(Callback):
@@ -56,11 +59,12 @@ class History(Callback):
             "step": trainer.global_step,
             "lr": group["lr"] / group.get("lr_scale", 1.0),
             "train_loss": sum(each["loss"] for each in sums) / max(sum(each["batches"] for each in sums), 1),
+            "grad_norm": sum(each["gradient"] for each in sums) / max(sum(each["steps"] for each in sums), 1),
         }
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)
-        pl_module.loss_sum = {"loss": 0.0, "batches": 0}
+        pl_module.loss_sum = dict(NOTHING_YET)
         if trainer.is_global_zero:
             self.run.write_metrics(self.rows)
 
@@ -197,9 +201,9 @@ class Checkpoints(Checkpoint):
             )
         rank, sums = trainer.global_rank, checkpoint["loss_sum"]
         if len(sums) == trainer.world_size:
-            pl_module.loss_sum = dict(sums[rank])
+            pl_module.loss_sum = {**NOTHING_YET, **sums[rank]}
         elif rank == 0:
-            pl_module.loss_sum = {name: sum(each[name] for each in sums) for name in sums[0]}
+            pl_module.loss_sum = {**NOTHING_YET, **{name: sum(each[name] for each in sums) for name in sums[0]}}
         if rank < len(sums):
             self.random = checkpoint["random_states"][rank]
         if checkpoint["portions"] != self._portions(trainer):

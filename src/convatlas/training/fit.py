@@ -21,12 +21,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from convatlas.errors import DataError, Unsupported
-from convatlas.training.checkpoints import AtomicCheckpointIO, Checkpoints, History
+from convatlas.training.checkpoints import NOTHING_YET, AtomicCheckpointIO, Checkpoints, History
 from convatlas.training.devices import (
     FullyShardedStrategy,
     ShardedAveraging,
@@ -169,7 +171,7 @@ class _Module(L.LightningModule):
         self.method_parts = nn.ModuleList(method.parts())
         self.automatic_optimization = not method.alternates
         self.val_metrics: Any = task.metrics()
-        self.loss_sum: dict[str, Any] = {"loss": 0.0, "batches": 0}
+        self.loss_sum: dict[str, Any] = dict(NOTHING_YET)
         self.position = (0, 0)
         self.first_step = True
         self.plateau = 1.0
@@ -231,6 +233,19 @@ class _Module(L.LightningModule):
         if isinstance(wrapped, DistributedDataParallel) and self.first_step and not wrapped.find_unused_parameters:
             check_all_used(self.network)
         self.first_step = False
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.trainer.is_global_zero:  # it is the same in every process
+            self.loss_sum["gradient"] += norm.double()
+            self.loss_sum["steps"] += 1
 
     def check_finite(self) -> None:
         """Stop, all processes together, before weights that are lost are saved."""
