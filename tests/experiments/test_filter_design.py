@@ -10,7 +10,15 @@ from convatlas.experiments import filter_design
 
 
 def test_quick_test_runs(monkeypatch: pytest.MonkeyPatch):
-    changes = {"SEEDS": (3,), "LABELLED": (30,), "PATCHES": 200, "DEPTH": 3, "WIDTH": 4, "TRAINED_DEPTH": 2}
+    changes = {
+        "SEEDS": (3,),
+        "SPLITS": (3, 4),
+        "LABELLED": (30,),
+        "PATCHES": 200,
+        "DEPTH": 3,
+        "WIDTH": 4,
+        "TRAINED_DEPTH": 2,
+    }
     changes |= {"EPOCHS": 1, "IMAGES": 100}
     for name, value in changes.items():
         monkeypatch.setattr(filter_design, name, value)
