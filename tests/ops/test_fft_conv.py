@@ -166,6 +166,18 @@ def test_a_transformed_kernel_passes_gradients_on():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("size", "taps"), [((9,), (1, 4)), ((9,), (4,)), ((5, 4), (2, 3))])
+def test_skip_adds_the_gated_signal(size: tuple[int, ...], taps: tuple[int, ...]):
+    u, k, skip = random(2, 3, *size), random(3, *taps) if len(taps) == len(size) else random(1, 3, 4), random(3)
+    gates = u.cos(), u.sin()
+    expected = fft_conv(u, k, None, *gates) + gates[1] * skip.view(-1, *[1] * len(size)) * gates[0] * u
+    torch.testing.assert_close(fft_conv(u, k, None, *gates, skip=skip), expected)
+    with pytest.raises(ValueError, match=r"skip must be \(3,\) like the channels of k, got \(2,\)"):
+        fft_conv(u, k, skip=skip[:2])
+    with pytest.raises(ValueError, match="skip must be added to the kernel"):
+        fft_conv(u, kernel_spectrum(k.reshape(3, *k.shape[-len(size) :]), size), skip=skip)
+
+
 def test_a_kernel_with_a_leading_one_gets_a_gradient_of_its_own_shape():
     u, k = random(2, 3, 9), random(1, 3, 9).requires_grad_()
     fft_conv(u, k, backend="fft").sum().backward()
@@ -197,7 +209,8 @@ def test_auto_goes_to_triton_for_short_half_precision_signals_off_the_cpu(monkey
     best = "triton" if importlib.util.find_spec("triton") else "fft"
     assert chosen("fft_conv", u, k) == best
     assert chosen("fft_conv", u, k, 1024) == best
-    assert chosen("fft_conv", u[..., :511], k[..., :511], 511) == "fft"
+    assert chosen("fft_conv", u[..., :511], k[..., :511], 511) == best
+    assert chosen("fft_conv", u[..., :511].repeat(1, 1, 2), k, 1022) == "fft"
     assert chosen("fft_conv", u.float(), k) == "fft"
     assert chosen("fft_conv", u, k[:, :9]) == "direct"
 
@@ -237,6 +250,8 @@ def test_compiled_training_gives_the_same_gradients():
         (2, 500, 13, 512, torch.float32, 1e-6),
         (2, 900, 900, None, torch.bfloat16, 4e-3),
         (2, 4000, 97, None, torch.float16, 5e-4),
+        (2, 300, 310, 377, torch.float32, 1e-6),  # an odd period, by a longer one
+        (1, 4000, 4100, None, torch.float32, 1e-6),  # order 3
     ],
 )
 def test_the_monarch_kernel_in_the_interpreter(
@@ -252,6 +267,38 @@ def test_the_monarch_kernel_in_the_interpreter(
     assert kept_bytes(lambda u, k: fft_conv(u, k, n, backend="triton"), u.detach(), k.detach()) == u.nbytes + k.nbytes
     ours, theirs = (torch.autograd.grad(result.sum(), tensors) for result in (y, exact))
     assert all(relative(a, b) < 10 * tolerance for a, b in zip(ours, theirs, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_long_signals_are_cut_into_rows_by_an_outer_transform(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_FUSED", 256)
+    monkeypatch.setattr(kernels, "_PROGRAMS", 8)  # several pairs of samples a program
+    exact_type = dtype == torch.float64
+    monkeypatch.setattr(kernels, "_WORKSPACE", 0 if exact_type else 2**28)  # one channel after the other
+    u, k = random(3, 2 if exact_type else 1, 1500).to(dtype), random(2 if exact_type else 1, 2000).to(dtype)
+    tensors = [t.requires_grad_() for t in (u, k, u.detach().flip(-1).cos(), u.detach().sin())]
+    y = fft_conv(*tensors[:2], None, *tensors[2:], backend="triton")
+    exact = fft_conv(*(t.double() for t in tensors[:2]), None, *(t.double() for t in tensors[2:]), backend="fft")
+    assert relative(y, exact) < tolerance
+    ours, theirs = (torch.autograd.grad(result.sum(), tensors) for result in (y, exact))
+    assert all(relative(a, b) < 2 * tolerance for a, b in zip(ours, theirs, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_half_precision_signals_do_not_overflow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_FUSED", 256)
+    u, k = torch.full((1, 1, 4096), 1000.0, dtype=dtype), torch.full((1, 4096), 1e-3)
+    assert relative(fft_conv(u, k, 4096, backend="triton"), fft_conv(u, k, 4096, backend="fft")) < 1e-2
 
 
 @interpreted
