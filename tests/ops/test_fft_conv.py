@@ -275,10 +275,20 @@ def test_long_signals_are_cut_into_rows_by_an_outer_transform(monkeypatch: pytes
     from convatlas.ops.kernels import fft_conv as kernels
 
     monkeypatch.setattr(kernels, "_FUSED", 256)
-    monkeypatch.setattr(kernels, "_PROGRAMS", 8)  # several pairs of samples a program
-    u, k = random(3, 1, 1500), random(1, 2000)
+    u, k = random(1, 1, 1500), random(1, 2000)
     tensors = [t.requires_grad_() for t in (u, k, u.flip(-1).cos(), u.sin())]
     results = [fft_conv(*tensors[:2], None, *tensors[2:], backend=backend) for backend in ("triton", "fft")]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(result.sum(), tensors) for result in results))
+
+
+@interpreted
+def test_a_program_takes_several_pairs_of_samples(monkeypatch: pytest.MonkeyPatch):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_PROGRAMS", 1)
+    tensors = [t.requires_grad_() for t in (random(5, 1, 100), random(1, 100))]
+    results = [fft_conv(*tensors, backend=backend) for backend in ("triton", "fft")]
     torch.testing.assert_close(*results)
     torch.testing.assert_close(*(torch.autograd.grad(result.sum(), tensors) for result in results))
 

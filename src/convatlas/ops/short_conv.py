@@ -1,0 +1,138 @@
+"""Depthwise convolution of signals with a few taps, with the channels before the positions or after them.
+
+Fu, Kumbong, Nguyen, Re: "FlashFFTConv: Efficient Convolutions for Long Sequences with Tensor Cores", ICLR 2024,
+arXiv 2311.05908: the short convolution that stands beside the long one in Hyena and its relatives. Tokens (B, L, D) are
+convolved where they lie: on a CPU they are a map of height one with channels last, whose convolution is several times
+as fast as one between two transpositions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convatlas.errors import Unsupported
+from convatlas.ops.backend import Backends
+
+__all__ = ["short_conv1d"]
+
+
+def _auto(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: int = 0,
+    channels_last: bool = False,
+) -> str:
+    if x.device.type == "cuda" and "triton" in _backends.names and not torch.compiler.is_compiling():
+        return "triton"
+    return "view" if channels_last else "torch"
+
+
+_backends = Backends("short_conv1d", auto=_auto)
+
+
+def short_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: int = 0,
+    channels_last: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each channel with its own few taps: `torch.nn.functional.conv1d` with as many groups as channels.
+
+    y[d, t] = bias[d] + sum_j weight[d, j] x[d, t + j - padding], zero outside. With padding K - 1, the first L
+    positions are causal. In half precision sums are in float32.
+
+    Args:
+        x: signals (B, D, L), or (B, L, D) if ``channels_last``.
+        weight: (D, K) or (D, 1, K).
+        bias: (D,) or None.
+        padding: zeros on either side.
+        channels_last: whether the channels come after the positions.
+        backend: ``auto``; ``naive`` (a sum over the taps); ``torch`` (torch's Conv1d, between transpositions for
+            channels last); ``view`` (torch's Conv2d on x as a map, without a copy, for channels last); ``triton`` (on a
+            GPU; checked through the interpreter only).
+
+    Returns:
+        As x, with L + 2 padding - K + 1 positions.
+
+    Raises:
+        ValueError: shapes do not fit, padding is negative, or nothing would be left.
+        Unsupported: the backend cannot serve the call.
+    """
+    if weight.dim() == 3 and weight.shape[1] == 1:
+        weight = weight.squeeze(1)
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2 if channels_last else 1]:
+        form = "(B, L, D)" if channels_last else "(B, D, L)"
+        raise ValueError(f"x and weight must be {form} and (D, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if padding < 0:
+        raise ValueError(f"padding must not be negative, got {padding}")
+    length = x.shape[1 if channels_last else 2]
+    if length + 2 * padding < weight.shape[1] or weight.shape[1] < 1:
+        raise ValueError(f"kernels must have from 1 to {length + 2 * padding} taps, got {weight.shape[1]}")
+    if backend == "triton" and backend not in _backends.names:
+        raise Unsupported("backend 'triton' of short_conv1d needs the triton package")
+    return _backends.run(backend, x, weight, bias, padding, channels_last)
+
+
+@_backends.register("naive")
+def _naive(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = F.pad(x.mT.to(dtype) if channels_last else x.to(dtype), (padding, padding))
+    length = wide.shape[-1] - weight.shape[1] + 1
+    y = wide.new_zeros(1) if bias is None else bias.to(dtype)[:, None]
+    for tap, column in enumerate(weight.to(dtype).unbind(1)):
+        y = y + column[:, None] * wide[..., tap : tap + length]
+    return (y.mT if channels_last else y).to(x.dtype)
+
+
+def _in_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    # A CPU without instructions for half precision is many times slower in it.
+    if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
+        return others
+    return tuple(None if other is None else other.float() for other in others)
+
+
+@_backends.register("torch")
+def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
+    signal, kernel, offset = _in_float32(x, x.mT if channels_last else x, weight.unsqueeze(1), bias)
+    y = F.conv1d(signal, kernel, offset, padding=padding, groups=len(weight)).to(x.dtype)
+    return y.mT if channels_last else y
+
+
+@_backends.register(
+    "view",
+    refuses=lambda x, weight, bias=None, padding=0, channels_last=False: (
+        None if channels_last else "it takes (B, L, D), got (B, D, L)"
+    ),
+)
+def _view(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
+    # (B, L, D) in memory is (B, D, 1, L) with channels last.
+    maps, kernel, offset = _in_float32(x, x.unsqueeze(1).permute(0, 3, 1, 2), weight[:, None, None], bias)
+    y = F.conv2d(maps, kernel, offset, padding=(0, padding), groups=len(weight)).to(x.dtype)
+    return y.permute(0, 2, 3, 1).squeeze(1)
+
+
+def _refuses_triton(x: Tensor, *rest: object) -> str | None:
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"x must be on a CUDA device (or TRITON_INTERPRET=1 be set to interpret it), got {x.device.type}"
+    return None
+
+
+if importlib.util.find_spec("triton") is not None:
+
+    @_backends.register("triton", refuses=_refuses_triton)
+    def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
+        from convatlas.ops.kernels.short_conv import short_conv
+
+        y: Tensor = short_conv(x, weight, bias, padding, channels_last)
+        return y
