@@ -50,6 +50,11 @@ class LongConvConfig(BackboneConfig):
         return LongConvNet(self)
 
 
+def _as_convolution(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' encoder is a linear layer on tokens."""
+    return {**state, "encoder.weight": state["encoder.weight"].unsqueeze(-1)}
+
+
 class LongConvBlock(nn.Module):
     """x + dropout(conv(norm(x))), or norm(x + dropout(conv(x))); the dropout is that of whole channels.
 
@@ -94,7 +99,8 @@ class LongConvNet(Backbone):
                 (r"norms\.(\d+)\.", r"blocks.\1.norm."),
                 (r"\.D$", ".skip"),
                 (r"output_linear\.0\.", "output_linear."),
-            )
+            ),
+            function=_as_convolution,
         )
     }
     classifier_modules: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -107,7 +113,7 @@ class LongConvNet(Backbone):
             raise ValueError(f"channels and depth must be at least 1, got {config.channels} and {config.depth}")
         channels = config.channels
         self.length = math.prod(config.preprocess.shape) if config.length is None else config.length
-        self.encoder = nn.Linear(config.in_channels, channels)
+        self.encoder = nn.Conv1d(config.in_channels, channels, 1)
         self.blocks = nn.ModuleList(
             LongConvBlock(
                 LongConv(channels, self.length, heads=config.heads, lam=config.lam, dropout=config.dropout),
@@ -130,14 +136,14 @@ class LongConvNet(Backbone):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The last layer's sequence (B, C, L), or image (B, C, H, W)."""
         if x.dim() == 3 and x.shape[2] == self.in_channels:
-            return [self._sequence(x)]
+            return [self._sequence(x.mT)]
         self._check_input(x)
-        return [self._sequence(x.flatten(2).mT).unflatten(2, x.shape[2:])]
+        return [self._sequence(x.flatten(2)).unflatten(2, x.shape[2:])]
 
     def _sequence(self, x: Tensor) -> Tensor:
-        if x.shape[1] > self.length:
-            raise ValueError(f"x must have at most {self.length} positions, got {x.shape[1]}")
-        x = self.encoder(x).mT
+        if x.shape[2] > self.length:
+            raise ValueError(f"x must have at most {self.length} positions, got {x.shape[2]}")
+        x = self.encoder(x)
         for block in self.blocks:
             x = self._run_stage(block, x)
         return x

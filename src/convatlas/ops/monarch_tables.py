@@ -1,4 +1,4 @@
-"""The constants of the authors' module for FFT convolution: which matrices and twiddle factors it holds for each length.
+"""The constants of the authors' module for FFT convolution: its matrices and twiddle factors for each length.
 
 Fu, Kumbong, Nguyen, Re: "FlashFFTConv: Efficient Convolutions for Long Sequences with Tensor Cores", ICLR 2024,
 arXiv 2311.05908. Any network that holds the module has them in its checkpoints; `convatlas.ops.fft_conv.fft_conv` needs

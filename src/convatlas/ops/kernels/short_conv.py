@@ -69,7 +69,8 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, cha
         _kernel[grid](
             x, weight.contiguous(), x if bias is None else bias.contiguous(), y,
             channels, x.shape[axis], y.shape[axis], padding, taps=taps, positions=positions, block=block,
-            has_bias=bias is not None, channels_last=channels_last, work=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            has_bias=bias is not None, channels_last=channels_last,
+            work=tl.float64 if x.dtype == torch.float64 else tl.float32,
         )  # fmt: skip
     return y
 
