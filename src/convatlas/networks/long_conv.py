@@ -30,10 +30,10 @@ class LongConvConfig(BackboneConfig):
         channels: channels of the sequence inside the network.
         depth: number of layers.
         heads: kernels of each channel in a layer.
-        lam: threshold of the taps, see `convatlas.nn.long_conv.squash`.
+        lam: threshold of the taps, see `convatlas.nn.long_conv.LongConv`: 0.001 for training from the start.
         prenorm: whether the norm stands before each layer, or behind its residual sum.
         dropout: rate in the layers, and of whole channels of a residual branch.
-        length: longest sequence; the pixels of an image of ``preprocess`` when left out.
+        length: how far kernels reach in either direction; over all pixels of an image of ``preprocess`` when left out.
     """
 
     num_classes: int = 10
@@ -82,7 +82,7 @@ class LongConvNet(Backbone):
     """Linear encoder, residual long convolutions with layer norm over the channels, mean over the sequence, classifier.
 
     It takes sequences (B, L, in_channels) as well as images (B, in_channels, H, W), whose pixels are a sequence row by
-    row. Sequences may be shorter than the kernels are made for.
+    row. Sequences may have any length.
 
     Args:
         config: what to build.
@@ -112,11 +112,11 @@ class LongConvNet(Backbone):
         if min(config.channels, config.depth) < 1:
             raise ValueError(f"channels and depth must be at least 1, got {config.channels} and {config.depth}")
         channels = config.channels
-        self.length = math.prod(config.preprocess.shape) if config.length is None else config.length
+        length = math.prod(config.preprocess.shape) if config.length is None else config.length
         self.encoder = nn.Conv1d(config.in_channels, channels, 1)
         self.blocks = nn.ModuleList(
             LongConvBlock(
-                LongConv(channels, self.length, heads=config.heads, lam=config.lam, dropout=config.dropout),
+                LongConv(channels, length, heads=config.heads, lam=config.lam, dropout=config.dropout),
                 prenorm=config.prenorm,
                 dropout=config.dropout,
             )
@@ -129,7 +129,7 @@ class LongConvNet(Backbone):
         """Class scores (B, num_classes) of sequences (B, L, in_channels) or images (B, in_channels, H, W).
 
         Raises:
-            ValueError: x has another number of axes or channels, or more positions than the kernels.
+            ValueError: x has another number of axes or channels.
         """
         return super().forward(x)
 
@@ -141,8 +141,6 @@ class LongConvNet(Backbone):
         return [self._sequence(x.flatten(2)).unflatten(2, x.shape[2:])]
 
     def _sequence(self, x: Tensor) -> Tensor:
-        if x.shape[2] > self.length:
-            raise ValueError(f"x must have at most {self.length} positions, got {x.shape[2]}")
         x = self.encoder(x)
         for block in self.blocks:
             x = self._run_stage(block, x)

@@ -136,13 +136,18 @@ def squash(k: Tensor, lam: float) -> Tensor:
 
 
 class LongConv(nn.Module):
-    """The layer of long-convolution networks: a kernel as long as the sequence in both directions, GELU, linear, GLU.
+    """The layer of long-convolution networks: a kernel in both directions, GELU, linear, GLU.
 
-    The kernel holds its taps themselves, 2 L of them: those from L on belong to the lags -L to -1.
+    The kernel holds its taps themselves, two for each sample of ``length``: those of the lags 0 to length - 1, then
+    those of the lags -length to -1. Sequences may have any length; what lies further away than the kernel reaches is not
+    seen, which is a partial convolution.
+
+    With the authors' defaults every tap starts below the threshold, and gets no gradient there: to train a kernel from
+    its start, take ``lam`` below the size of its taps, 0.002.
 
     Args:
         channels: channels C of the sequence.
-        length: longest sequence L.
+        length: reach of the kernel in either direction; the length of the sequences for a long convolution.
         heads: kernels of each channel, whose results are joined.
         lam: threshold of `squash`.
         dropout: rate after the GELU.
@@ -168,11 +173,13 @@ class LongConv(nn.Module):
         """Map (B, C, L) to the same shape."""
         if x.dim() != 3 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (B, {self.channels}, L), got {tuple(x.shape)}")
-        if x.shape[2] > self.length:
-            raise ValueError(f"x must have at most {self.length} positions, got {x.shape[2]}")
-        heads = len(self.kernel)
-        kernel = squash(self.kernel, self.lam).flatten(0, 1)
-        y = fft_conv(x.repeat(1, heads, 1), kernel, 2 * self.length, skip=self.skip.flatten())
+        x = x.repeat(1, len(self.kernel), 1)
+        kernel, skip = squash(self.kernel, self.lam).flatten(0, 1), self.skip.flatten()
+        if x.shape[2] <= self.length:
+            y = fft_conv(x, kernel, 2 * self.length, skip=skip)
+        else:  # causal, with a kernel that starts at its first lag
+            kernel = kernel.roll(self.length, dims=1)
+            y = fft_conv(F.pad(x, (0, self.length)), kernel)[..., self.length :] + skip[:, None] * x
         y = self.output_linear(self.dropout(F.gelu(y)).mT)
         return F.glu(y, dim=-1).mT
 

@@ -38,7 +38,7 @@ OPERATORS = [
 ]
 
 NETWORKS = [
-    Network("long_conv", {"channels": 8, "depth": 3, "num_classes": 7, "preprocess": {"size": (64, 96)}}, image(9, 7)),
+    Network("long_conv", {"channels": 8, "depth": 3, "num_classes": 7, "length": 50, "lam": 0.001}, image(9, 7)),
 ]
 
 CONVS = [
