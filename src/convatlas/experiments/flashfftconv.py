@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from convatlas.data.images import read_images, stratified_split
 from convatlas.experiments.small_training import (
@@ -62,8 +63,10 @@ TRAINING = Training(epochs=15, batch_size=32, lr=1e-2, weight_decay=0.01, warmup
 TRAIN_FRACTION = 0.5
 NETWORK = LongConvConfig(channels=32, depth=2, lam=0.0, prenorm=True, dropout=0.0, in_channels=1, length=PIXELS)
 #: How far kernels reach in either direction.
-REACHES = (64, 32, 16, 8)
-#: Frequencies below which all are kept, and blocks of the permuted spectrum with the factors 8 and 16, of 128 in all.
+REACHES = (64, 16, 8)
+#: The network whose kernels have the lowest quarter of the frequencies only.
+LOWEST = "lowest quarter"
+#: Frequencies below which all are kept afterwards, and blocks of the permuted spectrum with the factors 8 and 16, of 128 in all.
 LOW_PASSES = (32, 16, 8)
 FACTORS, BLOCKS = (8, 16), ((8, 8), (4, 8), (4, 5), (3, 4))
 
@@ -98,7 +101,7 @@ def run(
 
 def quick() -> Report:
     """Errors of the decomposition, bytes kept, and the accuracy of whole, partial and sparse kernels on digits."""
-    with progress(2 + len(SEEDS) * len(REACHES) * TRAINING.epochs) as advance:
+    with progress(2 + len(SEEDS) * (1 + len(REACHES)) * TRAINING.epochs) as advance:
         sections = [_decomposition()]
         advance("decomposition")
         sections.append(_memory())
@@ -197,8 +200,16 @@ def _digits(advance: Callable[[str], None]) -> list[Section]:
         kept.setdefault(name, []).append(model := NETWORK.override(length=reach).build())
         return model
 
+    def low_pass() -> nn.Module:
+        model = NETWORK.build()
+        for layer in model.modules():
+            if isinstance(layer, LongConv):
+                parametrize.register_parametrization(layer, "kernel", _LowPass(PIXELS // 4))
+        return model
+
     names = {reach: "whole" if reach >= PIXELS else f"reach {reach}" for reach in REACHES}
-    networks = {name: partial(build, name, reach) for reach, name in names.items()}
+    networks: dict[str, Callable[[], nn.Module]] = {name: partial(build, name, reach) for reach, name in names.items()}
+    networks[LOWEST] = low_pass
     trained = compare(networks, TRAINING, seeds=SEEDS, samples=_pixels, advance=advance)
     whole = trained["whole"]
     learned = statistics.mean(result.accuracy for result in whole) >= LEARNED
@@ -236,7 +247,7 @@ def _sparse(models: list[nn.Module], whole: list[Trained], learned: bool) -> Sec
         rows.append([name, 100 * share, *accuracies, statistics.mean(accuracies)])
     chosen = next(name for name, share, *_ in cases if share >= 0.75)
     claim = Claim.judge(
-        "Three quarters of the frequencies can be left out of trained kernels",
+        "Three quarters of the frequencies can be left out of trained kernels afterwards",
         published="HyenaDNA-1M without training: perplexity 2.91 with 0 %, 2.90 with 75 %, 2.98 with 91 % left out",
         statistic="accuracy with the lowest quarter of the frequencies less that with all, of the same networks",
         value=drops[chosen],
@@ -255,7 +266,7 @@ def _sparse(models: list[nn.Module], whole: list[Trained], learned: bool) -> Sec
         "half the size. Nothing is trained after frequencies were left out."
     )
     lines = Lines("Accuracy by what is left out", "left out [%]", "accuracy [%]", curve)
-    return Section("Frequency-sparse convolution", [claim, Table("Accuracy", columns, rows), lines, note])
+    return Section("Frequencies left out afterwards", [claim, Table("Accuracy", columns, rows), lines, note])
 
 
 @torch.no_grad()

@@ -139,8 +139,8 @@ class LongConv(nn.Module):
     """The layer of long-convolution networks: a kernel in both directions, GELU, linear, GLU.
 
     The kernel holds its taps themselves, two for each sample of ``length``: those of the lags 0 to length - 1, then
-    those of the lags -length to -1. Sequences may have any length; what lies further away than the kernel reaches is not
-    seen, which is a partial convolution.
+    those of the lags -length to -1. Sequences may have any length; what lies further away than the kernel reaches is
+    not seen, which is a partial convolution.
 
     With the authors' defaults every tap starts below the threshold, and gets no gradient there: to train a kernel from
     its start, take ``lam`` below the size of its taps, 0.002.
@@ -173,8 +173,9 @@ class LongConv(nn.Module):
         """Map (B, C, L) to the same shape."""
         if x.dim() != 3 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (B, {self.channels}, L), got {tuple(x.shape)}")
-        x = x.repeat(1, len(self.kernel), 1)
-        kernel, skip = squash(self.kernel, self.lam).flatten(0, 1), self.skip.flatten()
+        taps = self.kernel
+        x, skip = x.repeat(1, len(taps), 1), self.skip.flatten()
+        kernel = squash(taps, self.lam).flatten(0, 1)
         if x.shape[2] <= self.length:
             y = fft_conv(x, kernel, 2 * self.length, skip=skip)
         else:  # causal, with a kernel that starts at its first lag
