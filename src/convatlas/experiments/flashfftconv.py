@@ -262,7 +262,7 @@ def _sparse(models: list[nn.Module], whole: list[Trained], learned: bool) -> Sec
             _accuracy(_sparsified(model, keep, factors), _pixels(seed))
             for model, seed in zip(models, SEEDS, strict=True)
         ]
-        drops[name] = [after - before.accuracy for after, before in zip(accuracies, whole, strict=True)]
+        drops[name] = [after - result.accuracy for after, result in zip(accuracies, whole, strict=True)]
         rows.append([name, 100 * share, *accuracies, statistics.mean(accuracies)])
     chosen = next(name for name, share, *_ in cases if share >= 0.75)
     claim = Claim.judge(
@@ -276,10 +276,12 @@ def _sparse(models: list[nn.Module], whole: list[Trained], learned: bool) -> Sec
         unit="points",
     )
     columns = ["kept", "left out [%]", *(f"seed {seed} [%]" for seed in SEEDS), "mean [%]"]
-    curve = {
-        kind: ([row[1] for row in some], [row[-1] for row in some])
-        for kind, some in (("low-pass", rows[: len(LOW_PASSES)]), ("blocks", rows[len(LOW_PASSES) :]))
+    shares = {name: 100 * share for name, share, *_ in cases}
+    means = {
+        name: statistics.mean(result.accuracy for result in whole) + statistics.mean(drops[name]) for name in drops
     }
+    kinds = {"low-pass": list(drops)[: len(LOW_PASSES)], "blocks": list(drops)[len(LOW_PASSES) :]}
+    curve = {kind: ([shares[name] for name in names], [means[name] for name in names]) for kind, names in kinds.items()}
     note = Note(
         "Blocks of the permuted spectrum are not symmetric: of most of what they keep, the real part of the result has "
         "half the size. Nothing is trained after frequencies were left out."

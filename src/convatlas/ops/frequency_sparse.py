@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,14 +50,14 @@ def frequency_mask(
     Raises:
         ValueError: keep or factors do not fit n.
     """
-    blocks = _checked(n, keep, factors)
-    if blocks is None:
+    sizes, block = _checked(n, keep, factors)
+    if isinstance(keep, int):
         frequency = torch.arange(n, device=device)
         mask = (torch.minimum(frequency, n - frequency) < keep).double()
     else:
-        kept = torch.ones(blocks[1], dtype=torch.float64, device=device)
-        padding = [pad for k, factor in zip(blocks[1][::-1], blocks[0][::-1], strict=True) for pad in (0, factor - k)]
-        mask = unpermute_kernel_spectrum(F.pad(kept, padding), blocks[0])
+        kept = torch.ones(block, dtype=torch.float64, device=device)
+        padding = [pad for k, size in zip(block[::-1], sizes[::-1], strict=True) for pad in (0, size - k)]
+        mask = unpermute_kernel_spectrum(F.pad(kept, padding), sizes)
     return (mask + mask.flip(0).roll(1)) / 2 if symmetrize else mask
 
 
@@ -150,14 +151,14 @@ def frequency_sparse_conv(
     return _backends.run(backend, u, k, fft_size, keep, factors, pregate, postgate)
 
 
-def _checked(n: int, keep: Keep, factors: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Factors and block; None for a low-pass."""
+def _checked(n: int, keep: Keep, factors: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Factors and how many of each are kept; of a low-pass n and its frequencies."""
     if isinstance(keep, int):
         if factors is not None:
             raise ValueError(f"with factors, keep must have a number for each of them, got {keep}")
         if n < 1 or keep < 1:
             raise ValueError(f"n and keep must be at least 1, got {n} and {keep}")
-        return None
+        return (n,), (keep,)
     factors, keep = tuple(factors or ()), tuple(keep)
     if not factors or math.prod(factors) != n:
         raise ValueError(f"factors must have the product {n}, got {factors or None}")
@@ -215,8 +216,8 @@ def _monarch(
     postgate: Tensor | None,
 ) -> Tensor:
     dtype = work_type(u, k)
-    block: tuple[slice, ...] = tuple(slice(kept) for kept in keep)
-    k_f = permute_kernel_spectrum(torch.fft.fft(k.to(dtype), fft_size), factors)[(..., *block)]
+    block: tuple[Any, ...] = (..., *(slice(kept) for kept in keep))
+    k_f = permute_kernel_spectrum(torch.fft.fft(k.to(dtype), fft_size), factors)[block]
     z = monarch_dft(_gated(u.to(dtype), pregate), factors, keep, norm="forward")
     y = monarch_idft(z * k_f, factors, u.shape[-1], norm="forward").real
     return _gated(y, postgate).to(u.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convatlas.errors import Unsupported
 from convatlas.ops.backend import Backends
+from convatlas.ops.precision import without_autocast
 
 __all__ = ["short_conv1d"]
 
@@ -95,18 +96,19 @@ def _naive(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channel
     return (y.mT if channels_last else y).to(x.dtype)
 
 
-def _in_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _work_type(x: Tensor) -> torch.dtype:
     # A CPU without instructions for half precision is many times slower in it.
-    if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
-        return others
-    return tuple(None if other is None else other.float() for other in others)
+    half = x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half else x.dtype
 
 
 @_backends.register("torch")
 def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
-    signal, kernel, offset = _in_float32(x, x.mT if channels_last else x, weight.unsqueeze(1), bias)
-    y = F.conv1d(signal, kernel, offset, padding=padding, groups=len(weight)).to(x.dtype)
-    return y.mT if channels_last else y
+    dtype = _work_type(x)
+    signal, kernel = (x.mT if channels_last else x).to(dtype), weight.unsqueeze(1).to(dtype)
+    with without_autocast(x):
+        y = F.conv1d(signal, kernel, None if bias is None else bias.to(dtype), padding=padding, groups=len(weight))
+    return (y.mT if channels_last else y).to(x.dtype)
 
 
 @_backends.register(
@@ -117,9 +119,12 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channel
 )
 def _view(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, channels_last: bool) -> Tensor:
     # (B, L, D) in memory is (B, D, 1, L) with channels last.
-    maps, kernel, offset = _in_float32(x, x.unsqueeze(1).permute(0, 3, 1, 2), weight[:, None, None], bias)
-    y = F.conv2d(maps, kernel, offset, padding=(0, padding), groups=len(weight)).to(x.dtype)
-    return y.permute(0, 2, 3, 1).squeeze(1)
+    dtype = _work_type(x)
+    maps, kernel = x.to(dtype).unsqueeze(1).permute(0, 3, 1, 2), weight[:, None, None].to(dtype)
+    offset = None if bias is None else bias.to(dtype)
+    with without_autocast(x):
+        y = F.conv2d(maps, kernel, offset, padding=(0, padding), groups=len(weight))
+    return y.permute(0, 2, 3, 1).squeeze(1).to(x.dtype)
 
 
 def _refuses_triton(x: Tensor, *rest: object) -> str | None:

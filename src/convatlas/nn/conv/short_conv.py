@@ -105,4 +105,5 @@ class ShortConv1d(nn.Conv1d):
 
     def extra_repr(self) -> str:
         """Show the geometry."""
-        return f"{super().extra_repr()}, channels_last={self.channels_last}"
+        sizes = f"kernel_size={self.kernel_size[0]}, padding={self.padding[0]}, bias={self.bias is not None}"
+        return f"{self.in_channels}, {sizes}, channels_last={self.channels_last}"
