@@ -255,12 +255,12 @@ def _sparse(models: list[nn.Module], whole: list[Trained], learned: bool) -> Sec
         (f"below {keep}", 1 - keep / PIXELS, keep, None) for keep in LOW_PASSES
     ]
     cases += [(f"block {' x '.join(map(str, keep))}", sparsity(FACTORS, keep), keep, FACTORS) for keep in BLOCKS]
+    samples = [_pixels(seed) for seed in SEEDS]
     drops: dict[str, list[float]] = {}
     rows: list[list[Cell]] = []
     for name, share, keep, factors in cases:
         accuracies = [
-            _accuracy(_sparsified(model, keep, factors), _pixels(seed))
-            for model, seed in zip(models, SEEDS, strict=True)
+            _accuracy(_sparsified(model, keep, factors), each) for model, each in zip(models, samples, strict=True)
         ]
         drops[name] = [after - result.accuracy for after, result in zip(accuracies, whole, strict=True)]
         rows.append([name, 100 * share, *accuracies, statistics.mean(accuracies)])
