@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from convatlas.experiments import flashfftconv
+from convatlas.experiments.small_training import recipe_settings
+from convatlas.networks.registry import model_config
 from convatlas.nn.long_conv import LongConv
 from convatlas.ops.frequency_sparse import frequency_sparse_conv
+from convatlas.recognition.task import Recognition
+from convatlas.training.optim import make_optimizer
 from convatlas.training.settings import Training
+from convatlas.training.task import split_settings
 
 UNKNOWN = "cannot be told at this scale"
 
@@ -43,11 +48,22 @@ def test_kernels_are_made_sparse_as_they_were_trained() -> None:
     assert after.lam == 0
 
 
-def test_full_runs_on_other_images_and_says_so(pictures: Path, tmp_path: Path) -> None:
-    training = Training(epochs=1, batch_size=4, warmup_epochs=0)
-    report = flashfftconv.full(pictures, tmp_path / "run", training=training, channels=4, depth=1, length=8)
+@pytest.mark.slow
+def test_full_runs_by_the_recipe_on_other_images_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    options = {"channels": 4, "depth": 1, "length": 8}
+    report = flashfftconv.full(pictures, tmp_path, options=options, epochs=1, batch_size=4, warmup_epochs=0)
     assert report.claims[1].verdict == UNKNOWN
     assert report.claims[0].values[0] == pytest.approx(report.claims[1].values[0] - 50)
+
+
+def test_the_recipe_is_the_network_of_the_paper_with_a_threshold_that_trains() -> None:
+    task, training = split_settings(Recognition, recipe_settings("long_conv"))
+    config = model_config(task.model, **task.options)
+    assert (config.depth, config.lam, config.length) == (6, 0.001, 4096)
+    model = config.override(channels=4, length=8).build()
+    kernels = {id(block.conv.kernel) for block in model.blocks}
+    groups = make_optimizer(model, training).param_groups
+    assert kernels <= {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
 
 
 def test_budgets_are_checked() -> None:
