@@ -78,6 +78,25 @@ def test_equals_the_complex_transforms_of_any_period_and_number_of_axes(sizes, g
     torch.testing.assert_close(fft_conv(u, k, n, *gates, backend=backend), expected)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(2, 9), length=st.integers(1, 9), shift=st.integers(0, 9), backend=st.sampled_from(["direct", "fft"])
+)
+def test_it_is_linear_and_moves_with_its_signal(n: int, length: int, shift: int, backend: str):
+    u, v, k, m = random(2, 3, n), random(2, 3, n).cos(), random(3, min(length, n)), random(3, min(length, n)).sin()
+
+    def conv(u: Tensor, k: Tensor) -> Tensor:
+        return fft_conv(u, k, n, backend=backend)
+
+    mixed = 2 * (conv(u, k) + 3 * conv(u, m)) - (conv(v, k) + 3 * conv(v, m))
+    torch.testing.assert_close(conv(2 * u - v, k + 3 * m), mixed)
+    torch.testing.assert_close(conv(u.roll(shift, -1), k), conv(u, k).roll(shift, -1))
+    delta = F.pad(torch.ones(3, 1, dtype=torch.float64), (0, n - 1))
+    torch.testing.assert_close(conv(u, delta), u)
+    ones = torch.ones_like(u)
+    torch.testing.assert_close(fft_conv(u, k, n, ones, ones, backend=backend), conv(u, k))
+
+
 def test_a_kernel_of_twice_the_length_looks_both_ways():
     u, k = random(1, 1, 5), random(1, 10)
     lags = {lag: k[0, lag % 10] for lag in range(-5, 5)}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convatlas.cost import cost
 from convatlas.errors import Unsupported
+from convatlas.ops import short_conv as module
 from convatlas.ops.short_conv import short_conv1d
 from convatlas.training.measure import kept_bytes
 
@@ -36,11 +37,24 @@ def test_it_is_a_depthwise_convolution_in_either_layout(taps: int, padding: int)
     torch.testing.assert_close(short_conv1d(x.mT, weight, bias, padding, True), expected.mT)
 
 
+@pytest.mark.parametrize(("batch", "length", "padding"), [(5, 4, 2), (2, 23, 0), (1, 9, 7), (2, 3, 1)])
+def test_gradients_of_tokens_are_summed_in_pieces(
+    batch: int, length: int, padding: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_CACHED", 3 * 8)
+    tensors = [t.requires_grad_() for t in (random(batch, length, 3), random(3, 4), random(3))]
+    results = [short_conv1d(*tensors, padding, True, backend=backend) for backend in ("view", "naive")]
+    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum(), tensors) for y in results))
+    assert torch.autograd.gradgradcheck(lambda *t: short_conv1d(*t, padding, True), tensors, fast_mode=True)
+
+
 def test_tokens_are_neither_moved_nor_copied():
     x, weight = torch.randn(2, 9, 4, requires_grad=True), torch.randn(4, 3, requires_grad=True)
     y = short_conv1d(x, weight, None, 2, True)
     assert y.is_contiguous()
     assert kept_bytes(lambda: short_conv1d(x, weight, None, 2, True)) == x.nbytes + weight.nbytes
+    half = x.detach().bfloat16().requires_grad_()
+    assert kept_bytes(lambda: short_conv1d(half, weight, None, 2, True)) == half.nbytes + weight.nbytes
 
 
 @interpreted
@@ -59,7 +73,8 @@ def test_the_operator_keeps_the_rules_of_torch_library():
     from convatlas.ops.kernels.short_conv import short_conv
 
     tensors = [t.requires_grad_() for t in (random(1, 6, 3), random(3, 4), random(3))]
-    torch.library.opcheck(short_conv, (*tensors, 3, True))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(short_conv, (*tensors, 3, True), test_utils=checks)
 
     class Model(torch.nn.Module):
         def forward(self, x: Tensor, weight: Tensor) -> Tensor:

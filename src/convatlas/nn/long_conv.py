@@ -173,9 +173,9 @@ class LongConv(nn.Module):
         """Map (B, C, L) to the same shape."""
         if x.dim() != 3 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (B, {self.channels}, L), got {tuple(x.shape)}")
-        taps = self.kernel
-        x, skip = x.repeat(1, len(taps), 1), self.skip.flatten()
-        kernel = squash(taps, self.lam).flatten(0, 1)
+        heads, kernel, skip = len(self.skip), squash(self.kernel, self.lam).flatten(0, 1), self.skip.flatten()
+        if heads > 1:
+            x = x.repeat(1, heads, 1)
         if x.shape[2] <= self.length:
             y = fft_conv(x, kernel, 2 * self.length, skip=skip)
         else:  # causal, with a kernel that starts at its first lag
@@ -186,4 +186,4 @@ class LongConv(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the sizes."""
-        return f"{self.channels}, length={self.length}, heads={len(self.kernel)}, lam={self.lam}"
+        return f"{self.channels}, length={self.length}, heads={len(self.skip)}, lam={self.lam}"

@@ -12,7 +12,7 @@ OPERATORS = [
             "causal": lambda: (random(3, 1, 11), random(1, 5)),
             "gated": lambda: (random(2, 2, 9), random(2, 9), None, random(2, 2, 9), random(2, 2, 9)),
             "circular": lambda: (random(2, 1, 7), random(1, 7), 7),
-            "wrapped_tail": lambda: (random(1, 2, 7), random(1, 2, 6), 9),
+            "wrapped_tail": lambda: (random(2, 1, 7), random(1, 1, 6), 9),
             "both_directions": lambda: (random(2, 1, 5), random(1, 10), 10),
             "kernel_longer_than_signal": lambda: (random(2, 1, 3), random(1, 8)),
             "one_sample": lambda: (random(1, 2, 1), random(2, 1)),
