@@ -10,7 +10,7 @@ import torch
 from convatlas.experiments import flashfftconv
 from convatlas.experiments.small_training import recipe_settings
 from convatlas.networks.registry import model_config
-from convatlas.nn.long_conv import LongConv
+from convatlas.nn.mixers.long_conv import LongConv
 from convatlas.ops.frequency_sparse import frequency_sparse_conv
 from convatlas.recognition.task import Recognition
 from convatlas.training.optim import make_optimizer

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from convatlas.errors import Unsupported
 from convatlas.nn.conv.short_conv import ShortConv1d
-from convatlas.nn.long_conv import FFTConv1d, FrequencySparseFFTConv, LongConv, PartialFFTConv, squash
+from convatlas.nn.long_conv import FFTConv1d, FrequencySparseFFTConv, PartialFFTConv
+from convatlas.nn.mixers.long_conv import LongConv, squash
 from convatlas.ops.fft_conv import fft_conv
 from convatlas.surgery import swap
 
@@ -33,6 +34,10 @@ def test_layers_that_get_their_kernel_hold_nothing():
         y, state = step.step(sample, k, state)
         found.append(y)
     torch.testing.assert_close(torch.cat(found, -1), step(u, k))
+    with pytest.raises(ValueError, match="keep must be at least 1, and a block for factors, got 3 and"):
+        FrequencySparseFFTConv(3, (4, 4))
+    with pytest.raises(ValueError, match=r"keep must be from 1 to each of the factors \(4, 4\), got \(5, 1\)"):
+        FrequencySparseFFTConv((5, 1), (4, 4))
     for wrong in (FFTConv1d, PartialFFTConv):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             wrong(0)
@@ -40,7 +45,7 @@ def test_layers_that_get_their_kernel_hold_nothing():
 
 @pytest.mark.parametrize(("length", "reach"), [(7, 7), (5, 7), (7, 3), (1, 1)])
 def test_a_long_convolution_is_its_equation(length: int, reach: int):
-    layer = LongConv(2, reach, heads=2, lam=0.05, dropout=0.0).double()
+    layer = LongConv(2, length=reach, heads=2, lam=0.05, dropout=0.0).double()
     with torch.no_grad():
         layer.kernel.copy_(0.2 * random(2, 2, 2 * reach))
     x = random(3, 2, length)
@@ -59,18 +64,18 @@ def test_taps_below_the_threshold_get_no_gradient():
     # The authors' kernels start at 0.002 with a threshold of 0.1.
     x = random(2, 3, 9).float()
     for lam, trained in ((0.1, False), (1e-4, True)):
-        layer = LongConv(3, 9, lam=lam)
+        layer = LongConv(3, length=9, lam=lam)
         layer(x).sum().backward()
         assert bool(layer.kernel.grad.any()) is trained
     torch.testing.assert_close(squash(torch.tensor([-0.3, 0.05, 0.3]), 0.1), torch.tensor([-0.2, 0.0, 0.2]))
 
 
 def test_wrong_sequences_and_sizes_are_named():
-    layer = LongConv(3, 4)
+    layer = LongConv(3, length=4)
     with pytest.raises(ValueError, match=r"x must be \(B, 3, L\), got \(2, 4, 3\)"):
         layer(torch.empty(2, 4, 3))
     with pytest.raises(ValueError, match="length and heads must be at least 1, and lam not negative, got 3, 0"):
-        LongConv(3, 0)
+        LongConv(3, length=0)
 
 
 def test_short_convolutions_of_tokens():

@@ -30,7 +30,7 @@ from convatlas.experiments.small_training import (
     train_by_recipe,
 )
 from convatlas.networks.long_conv import LongConvConfig
-from convatlas.nn.long_conv import LongConv, squash
+from convatlas.nn.mixers.long_conv import LongConv, squash
 from convatlas.ops.fft_conv import fft_conv
 from convatlas.ops.frequency_sparse import frequency_sparse_kernel, sparsity
 from convatlas.ops.monarch import choose_factors, monarch_dft, monarch_fft_conv, permute_kernel_spectrum

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from convatlas.data.transforms import Preprocess
 from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
-from convatlas.nn.long_conv import DROPPED_CONSTANTS, LongConv
+from convatlas.nn.long_conv import DROPPED_CONSTANTS
+from convatlas.nn.mixers.long_conv import LongConv
 from convatlas.weights import Layout
 
 __all__ = ["PUBLISHED", "VARIANTS", "LongConvBlock", "LongConvConfig", "LongConvNet", "kernel_groups"]
@@ -30,7 +31,7 @@ class LongConvConfig(BackboneConfig):
         channels: channels of the sequence inside the network.
         depth: number of layers.
         heads: kernels of each channel in a layer.
-        lam: threshold of the taps, see `convatlas.nn.long_conv.LongConv`: 0.001 for training from the start.
+        lam: threshold of the taps, see `convatlas.nn.mixers.long_conv.LongConv`: 0.001 for training from the start.
         prenorm: whether the norm stands before each layer, or behind its residual sum.
         dropout: rate in the layers, and of whole channels of a residual branch.
         length: how far kernels reach in either direction; over all pixels of an image of ``preprocess`` when left out.
@@ -116,7 +117,7 @@ class LongConvNet(Backbone):
         self.encoder = nn.Conv1d(config.in_channels, channels, 1)
         self.blocks = nn.ModuleList(
             LongConvBlock(
-                LongConv(channels, length, heads=config.heads, lam=config.lam, dropout=config.dropout),
+                LongConv(channels, length=length, heads=config.heads, lam=config.lam, dropout=config.dropout),
                 prenorm=config.prenorm,
                 dropout=config.dropout,
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from battery.subjects import Conv, Network, Operator, image, random
+from battery.subjects import Conv, Layer, Network, Operator, image, random
 from convatlas.nn.conv.short_conv import ShortConv1d
+from convatlas.nn.mixers.long_conv import LongConv
 from convatlas.ops.frequency_sparse import frequency_sparse_conv
 from convatlas.ops.short_conv import short_conv1d
 
@@ -58,4 +59,8 @@ CONVS = [
             "reflected": {"kernel_size": 3, "padding": 1, "groups": 6, "padding_mode": "reflect"},
         },
     ),
+]
+
+LAYERS = [
+    Layer(LongConv, 6, {"length": 7, "heads": 2, "lam": 0.0}, dims=(1,)),
 ]
