@@ -197,6 +197,17 @@ def test_skip_adds_the_gated_signal(size: tuple[int, ...], taps: tuple[int, ...]
         fft_conv(u, kernel_spectrum(k.reshape(3, *k.shape[-len(size) :]), size), skip=skip)
 
 
+@pytest.mark.parametrize(
+    "backend", ["naive", "direct", "fft", "overlap_save", pytest.param("triton", marks=interpreted)]
+)
+def test_no_samples_at_all(backend: str):
+    u, k = random(0, 2, 9).requires_grad_(), random(2, 5).requires_grad_()
+    y = fft_conv(u, k, backend=backend)
+    y.sum().backward()
+    assert y.shape == u.grad.shape == (0, 2, 9)
+    assert not k.grad.any()
+
+
 def test_a_kernel_with_a_leading_one_gets_a_gradient_of_its_own_shape():
     u, k = random(2, 3, 9), random(1, 3, 9).requires_grad_()
     fft_conv(u, k, backend="fft").sum().backward()

@@ -52,7 +52,7 @@ def test_a_low_pass_is_that_of_the_authors():
         k_f[:, n_partial // 2 :] = 0
         expected = torch.fft.irfft(torch.fft.rfft(u, n) * k_f, n)[..., :10]
         torch.testing.assert_close(frequency_sparse_conv(u, k, n, n_partial // 2), expected)
-    torch.testing.assert_close(frequency_sparse_conv(u, k, n, 11), fft_conv(u, k, n))
+    torch.testing.assert_close(frequency_sparse_conv(u, k[None], n, 11), fft_conv(u, k, n))
 
 
 @settings(max_examples=25, deadline=None)
@@ -85,6 +85,7 @@ def test_half_precision_is_computed_in_float32():
         exact = frequency_sparse_conv(u.double(), k.double(), 64, (4, 8), (8, 8))
         assert y.dtype == torch.float16
         assert (y - exact).abs().max() < 1e-3 * exact.abs().max()
+        assert frequency_sparse_conv(u[:0], k, 64, (4, 8), (8, 8), backend=backend).shape == (0, 2, 30)
 
 
 def test_wrong_arguments_are_named():

@@ -124,7 +124,7 @@ def frequency_sparse_conv(
 
     Args:
         u: signals (B, C, L), real.
-        k: kernels (C, K), real.
+        k: kernels (C, K) or (1, C, K), real.
         fft_size: period N of at least L and K; 2 L for causal convolution.
         keep, factors: as `frequency_mask` takes them.
         pregate, postgate: factors of the shape and type of u, both or none.
@@ -139,6 +139,8 @@ def frequency_sparse_conv(
         ValueError: a shape, fft_size, keep or factors do not fit, or only one gate is given.
         Unsupported: the backend cannot serve the call.
     """
+    if k.dim() == 3 and k.shape[0] == 1:
+        k = k.squeeze(0)
     if u.dim() != 3 or k.dim() != 2 or k.shape[0] != u.shape[1]:
         raise ValueError(f"u and k must be (B, C, L) and (C, K), got {tuple(u.shape)} and {tuple(k.shape)}")
     if fft_size < max(u.shape[-1], k.shape[-1]):
@@ -181,6 +183,8 @@ def _naive(
     pregate: Tensor | None,
     postgate: Tensor | None,
 ) -> Tensor:
+    if 0 in u.shape:
+        return u.clone()
     dtype = work_type(u, k)
     mask = frequency_mask(fft_size, keep, factors, device=u.device).to(dtype)
     x_f = torch.fft.fft(_gated(u.to(dtype), pregate), fft_size)

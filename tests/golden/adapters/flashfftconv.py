@@ -120,7 +120,7 @@ def _constants(case: Case) -> dict[str, Tensor]:
     # The case has no outputs where the reference's constants are its state dict.
     assert not case.weights or set(found) == set(case.weights)
     for name, expected in case.weights.items():
-        torch.testing.assert_close(found[name].to(expected.dtype), expected, rtol=0, atol=5e-4)
+        torch.testing.assert_close(found[name].to(expected.dtype), expected, rtol=0, atol=torch.finfo(dtype).eps / 2)
     return {name: found[name].to(case.dtype) for name in case.outputs}
 
 

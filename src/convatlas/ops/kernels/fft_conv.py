@@ -407,10 +407,7 @@ def _precision(x: Tensor) -> str:
 def _options(factors: tuple[int, int, int], length: int, x: Tensor) -> dict[str, Any]:
     a, b, c = factors
     warps = 4 if a * b * c <= 1024 else 8 if b == 1 else 16
-    return {
-        **{"a": a, "b": b, "c": c, "rows": _rows(length, b * c, a)},
-        **{"precision": _precision(x), "num_warps": warps},
-    }
+    return {"a": a, "b": b, "c": c, "rows": _rows(length, b * c, a), "precision": _precision(x), "num_warps": warps}
 
 
 def _outer_options(d: int, columns: int, x: Tensor) -> dict[str, Any]:
