@@ -28,6 +28,7 @@ from convatlas.bench import (
     pixel_shuffle,
     ratio,
     scattering,
+    short_conv,
     simplex_fourier,
     spark,
     tract,
@@ -49,6 +50,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         fft_conv.LONG: [(1, 2, 64, 64)],
         fft_conv.BLOCKS: [(1, 2, 5000, 127)],
         fft_conv.MILLION: [(1, 1, 9000, 100)],
+        fft_conv.GATED: [(1, 2, 64, 64)],
+        fft_conv.CIRCULAR: [(1, 2, 64, 64)],
     }
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
@@ -81,6 +84,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))
     monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
     monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
+    monkeypatch.setattr(short_conv, "TOKENS", ((1, 9, 6, 4), (2, 7, 4, 5)))
+    monkeypatch.setattr(short_conv, "SIGNALS", ((1, 9, 6, 4),))
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
     monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))

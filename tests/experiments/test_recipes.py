@@ -20,6 +20,7 @@ from convatlas.training.task import split_settings
 
 #: Recipes that stand in no row of the tables below, because the test of their system tests them.
 ELSEWHERE = {
+    "long_conv",
     *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
     *("spark_resnet_finetune", "spark_convnext_finetune", "spark_convnext_384_finetune"),
     *("spatiospatial", "unireplknet_video", "uniformer3d", "uniformer3d_base", "uniformer3d_ss"),

@@ -78,6 +78,25 @@ def test_equals_the_complex_transforms_of_any_period_and_number_of_axes(sizes, g
     torch.testing.assert_close(fft_conv(u, k, n, *gates, backend=backend), expected)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(2, 9), length=st.integers(1, 9), shift=st.integers(0, 9), backend=st.sampled_from(["direct", "fft"])
+)
+def test_it_is_linear_and_moves_with_its_signal(n: int, length: int, shift: int, backend: str):
+    u, v, k, m = random(2, 3, n), random(2, 3, n).cos(), random(3, min(length, n)), random(3, min(length, n)).sin()
+
+    def conv(u: Tensor, k: Tensor) -> Tensor:
+        return fft_conv(u, k, n, backend=backend)
+
+    mixed = 2 * (conv(u, k) + 3 * conv(u, m)) - (conv(v, k) + 3 * conv(v, m))
+    torch.testing.assert_close(conv(2 * u - v, k + 3 * m), mixed)
+    torch.testing.assert_close(conv(u.roll(shift, -1), k), conv(u, k).roll(shift, -1))
+    delta = F.pad(torch.ones(3, 1, dtype=torch.float64), (0, n - 1))
+    torch.testing.assert_close(conv(u, delta), u)
+    ones = torch.ones_like(u)
+    torch.testing.assert_close(fft_conv(u, k, n, ones, ones, backend=backend), conv(u, k))
+
+
 def test_a_kernel_of_twice_the_length_looks_both_ways():
     u, k = random(1, 1, 5), random(1, 10)
     lags = {lag: k[0, lag % 10] for lag in range(-5, 5)}
@@ -166,6 +185,29 @@ def test_a_transformed_kernel_passes_gradients_on():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("size", "taps"), [((9,), (1, 4)), ((9,), (4,)), ((5, 4), (2, 3))])
+def test_skip_adds_the_gated_signal(size: tuple[int, ...], taps: tuple[int, ...]):
+    u, k, skip = random(2, 3, *size), random(3, *taps) if len(taps) == len(size) else random(1, 3, 4), random(3)
+    gates = u.cos(), u.sin()
+    expected = fft_conv(u, k, None, *gates) + gates[1] * skip.view(-1, *[1] * len(size)) * gates[0] * u
+    torch.testing.assert_close(fft_conv(u, k, None, *gates, skip=skip), expected)
+    with pytest.raises(ValueError, match=r"skip must be \(3,\) like the channels of k, got \(2,\)"):
+        fft_conv(u, k, skip=skip[:2])
+    with pytest.raises(ValueError, match="skip must be added to the kernel"):
+        fft_conv(u, kernel_spectrum(k.reshape(3, *k.shape[-len(size) :]), size), skip=skip)
+
+
+@pytest.mark.parametrize(
+    "backend", ["naive", "direct", "fft", "overlap_save", pytest.param("triton", marks=interpreted)]
+)
+def test_no_samples_at_all(backend: str):
+    u, k = random(0, 2, 9).requires_grad_(), random(2, 5).requires_grad_()
+    y = fft_conv(u, k, backend=backend)
+    y.sum().backward()
+    assert y.shape == u.grad.shape == (0, 2, 9)
+    assert not k.grad.any()
+
+
 def test_a_kernel_with_a_leading_one_gets_a_gradient_of_its_own_shape():
     u, k = random(2, 3, 9), random(1, 3, 9).requires_grad_()
     fft_conv(u, k, backend="fft").sum().backward()
@@ -197,7 +239,8 @@ def test_auto_goes_to_triton_for_short_half_precision_signals_off_the_cpu(monkey
     best = "triton" if importlib.util.find_spec("triton") else "fft"
     assert chosen("fft_conv", u, k) == best
     assert chosen("fft_conv", u, k, 1024) == best
-    assert chosen("fft_conv", u[..., :511], k[..., :511], 511) == "fft"
+    assert chosen("fft_conv", u[..., :511], k[..., :511], 511) == best
+    assert chosen("fft_conv", u[..., :511].repeat(1, 1, 2), k, 1022) == "fft"
     assert chosen("fft_conv", u.float(), k) == "fft"
     assert chosen("fft_conv", u, k[:, :9]) == "direct"
 
@@ -237,6 +280,8 @@ def test_compiled_training_gives_the_same_gradients():
         (2, 500, 13, 512, torch.float32, 1e-6),
         (2, 900, 900, None, torch.bfloat16, 4e-3),
         (2, 4000, 97, None, torch.float16, 5e-4),
+        (2, 300, 310, 377, torch.float32, 1e-6),  # an odd period, by a longer one
+        (1, 4000, 4100, None, torch.float32, 1e-6),  # order 3
     ],
 )
 def test_the_monarch_kernel_in_the_interpreter(
@@ -249,9 +294,55 @@ def test_the_monarch_kernel_in_the_interpreter(
     exact = fft_conv(*(t.double() if isinstance(t, Tensor) else t for t in (u, k, n, *gates)), backend="fft")
     assert y.dtype == dtype
     assert relative(y, exact) < tolerance
-    assert kept_bytes(lambda u, k: fft_conv(u, k, n, backend="triton"), u.detach(), k.detach()) == u.nbytes + k.nbytes
+    longer = 2 * 1024 * k.itemsize if n == 377 else k.nbytes  # the kernel with room for both directions
+    assert kept_bytes(lambda u, k: fft_conv(u, k, n, backend="triton"), u.detach(), k.detach()) == u.nbytes + longer
     ours, theirs = (torch.autograd.grad(result.sum(), tensors) for result in (y, exact))
     assert all(relative(a, b) < 10 * tolerance for a, b in zip(ours, theirs, strict=True))
+
+
+@interpreted
+def test_long_signals_are_cut_into_rows_by_an_outer_transform(monkeypatch: pytest.MonkeyPatch):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_FUSED", 256)
+    u, k = random(1, 1, 1500), random(1, 2000)
+    tensors = [t.requires_grad_() for t in (u, k, u.flip(-1).cos(), u.sin())]
+    results = [fft_conv(*tensors[:2], None, *tensors[2:], backend=backend) for backend in ("triton", "fft")]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(result.sum(), tensors) for result in results))
+
+
+@interpreted
+def test_a_program_takes_several_pairs_of_samples(monkeypatch: pytest.MonkeyPatch):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_PROGRAMS", 1)
+    tensors = [t.requires_grad_() for t in (random(5, 1, 100), random(1, 100))]
+    results = [fft_conv(*tensors, backend=backend) for backend in ("triton", "fft")]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(result.sum(), tensors) for result in results))
+
+
+@interpreted
+def test_channels_wait_for_room_in_the_workspace(monkeypatch: pytest.MonkeyPatch):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_FUSED", 256)
+    monkeypatch.setattr(kernels, "_WORKSPACE", 0)
+    u, k = random(1, 2, 3000), random(2, 1000)
+    torch.testing.assert_close(fft_conv(u, k, backend="triton"), fft_conv(u, k, backend="fft"))
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_large_half_precision_signals_do_not_overflow(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
+    from convatlas.ops.kernels import fft_conv as kernels
+
+    monkeypatch.setattr(kernels, "_FUSED", 256)
+    u, k = (1000 + 100 * random(1, 1, 4096)).to(dtype), 1e-3 * random(1, 4096).float()
+    assert relative(fft_conv(u, k, 4096, backend="triton"), fft_conv(u, k, 4096, backend="fft")) < tolerance
 
 
 @interpreted

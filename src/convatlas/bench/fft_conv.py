@@ -17,6 +17,7 @@ __all__ = ["run"]
 
 FORWARD, PREPARED, TRAINING = "forward", "forward, kernel transformed once", "forward and backward"
 LONG, BLOCKS, MILLION = "kernel as long as the signal", "overlap-save", "kernel of 1,024, signal of 1,048,576"
+GATED, CIRCULAR = "gated", "circular"
 _PUBLISHED = "FlashFFTConv (arXiv 2311.05908): up to 7.93 times over the complex FFT form, on an H100 in half precision"
 _FULL = "full transforms waste work on kernels much shorter than the signal (FlashFFTConv, section 3.3)"
 
@@ -45,6 +46,18 @@ BARS = [
         at_least=1.7,
         what=TRAINING,
         group=LONG,
+    ),
+    *(
+        Bar(
+            statement=f"{name} convolutions are at least {least:g} times as fast as by complex FFT, {what}",
+            published=_PUBLISHED,
+            theirs="complex FFT",
+            at_least=least,
+            what=what,
+            group=group,
+        )
+        for name, group in (("Gated", GATED), ("Circular", CIRCULAR))
+        for what, least in ((FORWARD, 2.0), (TRAINING, 1.7))
     ),
     *(
         Bar(
@@ -88,28 +101,36 @@ SIZES = {
     LONG: [*((4, 64, 2**power, 2**power) for power in range(10, 14)), *((2, 32, 2**p, 2**p) for p in range(14, 17))],
     BLOCKS: [(1, 64, 16384, taps) for taps in (127, 255, 511, 1023)],
     MILLION: [(1, 4, 2**20, 1024)],
+    GATED: [(4, 64, 2**power, 2**power) for power in (10, 13)],
+    CIRCULAR: [(4, 64, 2**power, 2**power) for power in (10, 13)],
     "short kernel": [(1, 64, 16384, taps) for taps in (7, 31, 63)],
 }
 QUICK_SIZES = {
     LONG: [(4, 64, 1024, 1024), (2, 32, 16384, 16384)],
     BLOCKS: [(1, 64, 16384, 255)],
     MILLION: [(1, 1, 2**20, 1024)],
+    GATED: [(4, 64, 1024, 1024)],
+    CIRCULAR: [(4, 64, 1024, 1024)],
 }
 
 
-def _complex_form(u: Tensor, k: Tensor) -> Tensor:
-    """As it is usually written: complex transforms, next power of two."""
-    n = 1 << (u.shape[-1] + k.shape[-1] - 2).bit_length()
-    return torch.fft.ifft(torch.fft.fft(u, n) * torch.fft.fft(k, n), n).real[..., : u.shape[-1]]
+def _complex_form(u: Tensor, k: Tensor, n: int | None = None, *gates: Tensor) -> Tensor:
+    """As it is usually written: complex transforms, next power of two, gates by themselves."""
+    n = n or 1 << (u.shape[-1] + k.shape[-1] - 2).bit_length()
+    x = gates[0] * u if gates else u
+    y = torch.fft.ifft(torch.fft.fft(x, n) * torch.fft.fft(k, n), n).real[..., : u.shape[-1]]
+    return gates[1] * y if gates else y
 
 
-def _real_form(u: Tensor, k: Tensor) -> Tensor:
+def _real_form(u: Tensor, k: Tensor, n: int | None = None, *gates: Tensor) -> Tensor:
     """As one who takes care writes it: real transforms of a length that they are fast for."""
-    n = fast_length(u.shape[-1] + k.shape[-1] - 1)
-    return torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(k, n), n)[..., : u.shape[-1]]
+    n = n or fast_length(u.shape[-1] + k.shape[-1] - 1)
+    x = gates[0] * u if gates else u
+    y = torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(k, n), n)[..., : u.shape[-1]]
+    return gates[1] * y if gates else y
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"complex FFT": _complex_form, "real FFT": _real_form}
+FORMS: dict[str, Callable[..., Tensor]] = {"complex FFT": _complex_form, "real FFT": _real_form}
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
@@ -126,15 +147,19 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
 
 def _cases(sizes: Mapping[str, Sequence[tuple[int, int, int, int]]]) -> Iterator[Case]:
     for group, several in sizes.items():
+        special = group in (GATED, CIRCULAR)
         for batch, channels, length, taps in several:
-            label = f"{batch} x {channels} x {length:,}, {taps:,}"
-            for what in (FORWARD, PREPARED, TRAINING):
-                yield Case(label, what, partial(_sides, what, (batch, channels, length), taps), group=group)
+            label = f"{batch} x {channels} x {length:,}, {taps:,}" + (f", {group}" if special else "")
+            for what in (FORWARD, TRAINING) if special else (FORWARD, PREPARED, TRAINING):
+                yield Case(label, what, partial(_sides, what, group, (batch, channels, length), taps), group=group)
 
 
-def _sides(what: str, size: tuple[int, int, int], taps: int, device: torch.device) -> dict[str, Call]:
+def _sides(what: str, group: str, size: tuple[int, int, int], taps: int, device: torch.device) -> dict[str, Call]:
     u, k = torch.randn(size, device=device), torch.randn(size[1], taps, device=device)
+    period = size[2] if group == CIRCULAR else None
+    gates = [torch.randn(size, device=device) for _ in range(2)] if group == GATED else []
     if what == TRAINING:
-        return {"fft_conv": backward(fft_conv, u, k)} | {name: backward(form, u, k) for name, form in FORMS.items()}
-    ours = forward(fft_conv, u, kernel_spectrum(k, size[2]) if what == PREPARED else k)
-    return {"fft_conv": ours} | {name: forward(form, u, k) for name, form in FORMS.items()}
+        forms = {"fft_conv": fft_conv, **FORMS}
+        return {name: backward(form, u, k, period, *gates) for name, form in forms.items()}
+    ours = forward(fft_conv, u, kernel_spectrum(k, size[2]) if what == PREPARED else k, period, *gates)
+    return {"fft_conv": ours} | {name: forward(form, u, k, period, *gates) for name, form in FORMS.items()}

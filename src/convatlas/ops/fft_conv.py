@@ -39,7 +39,7 @@ _LONGEST_DIRECT = {1: 95, 2: 31 * 31, 3: 7 * 7 * 7}
 _LONGEST_DIRECT_TRAINED = 15  # torch's gradients for the kernel of a depthwise Conv1d are slow
 _LONGEST_DIRECT_GPU = 32
 _SHORTEST_BLOCK = 2048
-_TRITON_LENGTHS = (256, 4096)
+_SHORTEST_TRITON = 256
 _TRITON_AUTO_LENGTH = 1024
 
 
@@ -105,7 +105,7 @@ def _auto(
     if u.device.type != "cpu":
         if taps <= _LONGEST_DIRECT_GPU:
             return "direct"
-        short = u.dim() == 3 and _triton_length(geometry) <= _TRITON_AUTO_LENGTH
+        short = u.dim() == 3 and _triton_length(geometry)[0] <= _TRITON_AUTO_LENGTH
         half = u.dtype in (torch.float16, torch.bfloat16)
         fits = short and half and "triton" in _backends.names and _refuses_triton(u, k, fft_size) is None
         return "triton" if fits else "fft"
@@ -125,12 +125,14 @@ def fft_conv(
     pregate: Tensor | None = None,
     postgate: Tensor | None = None,
     *,
+    skip: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each channel with its own, possibly very long kernel.
 
-    y[t] = postgate[t] * sum_j k[j] (pregate u)[(t - j) mod N] for t < L, where u is zero from L to N. This is the
-    convolution of mathematics: the kernel runs backwards compared with `torch.nn.Conv1d`. On every axis:
+    y[t] = postgate[t] * (sum_j k[j] (pregate u)[(t - j) mod N] + skip (pregate u)[t]) for t < L, where u is zero from
+    L to N. This is the convolution of mathematics: the kernel runs backwards compared with `torch.nn.Conv1d`. On every
+    axis:
 
     - N >= L + K - 1, the default: causal, nothing wraps; taps that reach beyond the signal have no effect.
     - N = L: circular.
@@ -146,10 +148,11 @@ def fft_conv(
         fft_size: the period N of each axis, or one number for all; None where nothing is to wrap. With a spectrum, the
             one that it was made with counts.
         pregate, postgate: factors of the shape and type of u, both or none.
+        skip: (C,), added to the kernel at lag 0, so that it costs nothing.
         backend: ``auto``; ``naive`` (the sum, tap by tap); ``direct`` (torch's convolution, for short kernels); ``fft``
             (one transform of the whole signal); ``overlap_save`` (transforms of blocks, causal signals, kernels much
-            shorter than the signal); or ``triton`` (matrix products on a GPU, signals, N a power of two from 256 to
-            4096 where it wraps, below 4097 else; checked through the interpreter only).
+            shorter than the signal); or ``triton`` (matrix products on a GPU, signals of any length, also with a
+            backward pass of such kernels; checked through the interpreter only).
 
     Returns:
         The shape and type of u.
@@ -163,6 +166,8 @@ def fft_conv(
         raise Unsupported("backend 'triton' of fft_conv needs the triton package")
     if isinstance(k, Tensor) and k.dim() == u.dim():
         k = k.squeeze(0)
+    if skip is not None:
+        k = _with_skip(k, skip)
     return _backends.run(backend, u, k, fft_size, pregate, postgate)
 
 
@@ -190,6 +195,15 @@ def kernel_spectrum(
     lengths = (geometry.block,) if geometry.in_blocks else geometry.lengths
     values = spectrum(_truncated(k, geometry).to(work_type(k)), lengths)
     return KernelSpectrum(values, geometry.taps, size, lengths, "overlap_save" if geometry.in_blocks else "fft")
+
+
+def _with_skip(k: Tensor | KernelSpectrum, skip: Tensor) -> Tensor:
+    if isinstance(k, KernelSpectrum):
+        raise ValueError("skip must be added to the kernel, at lag 0, before it is transformed, got a transformed one")
+    if skip.shape != k.shape[:1]:
+        raise ValueError(f"skip must be ({k.shape[0]},) like the channels of k, got {tuple(skip.shape)}")
+    tap = skip.to(torch.promote_types(k.dtype, skip.dtype)).view(-1, *[1] * (k.dim() - 1))
+    return k + F.pad(tap, _paddings([(0, size - 1) for size in k.shape[1:]]))
 
 
 def _check_real(name: str, tensor: Tensor) -> None:
@@ -438,24 +452,20 @@ def _transformed(
     return y
 
 
-def _triton_length(geometry: _Geometry) -> int:
-    if geometry.wraps[0]:
-        return geometry.period[0]
-    needed = geometry.size[0] + geometry.taps[0] - 1
-    return max(_TRITON_LENGTHS[0], 1 << (needed - 1).bit_length())
+def _triton_length(geometry: _Geometry) -> tuple[int, bool]:
+    """Points of the transform, a power of two, and whether negative lags need room of their own in it."""
+    size, taps, period = geometry.size[0], geometry.taps[0], geometry.period[0]
+    if geometry.wraps[0] and period >= _SHORTEST_TRITON and not period & (period - 1):
+        return period, False
+    needed = 2 * size - 1 if geometry.wraps[0] else size + taps - 1
+    return max(_SHORTEST_TRITON, 1 << (needed - 1).bit_length()), geometry.wraps[0]
 
 
-def _refuses_triton(
-    u: Tensor, k: Tensor | KernelSpectrum, fft_size: int | Sequence[int] | None = None, *rest: object
-) -> str | None:
+def _refuses_triton(u: Tensor, k: Tensor | KernelSpectrum, *rest: object) -> str | None:
     if isinstance(k, KernelSpectrum):
         return "it needs the kernel itself, got its spectrum"
     if u.dim() != 3:
         return f"it takes signals with one position axis, got {u.dim() - 2}"
-    n = _triton_length(_geometry(u.shape[2:], k.shape[-1:], fft_size))
-    shortest, longest = _TRITON_LENGTHS
-    if not shortest <= n <= longest or n & (n - 1):
-        return f"its transforms have a power of two from {shortest} to {longest} points, this one needs {n}"
     if u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"u must be on a CUDA device (or TRITON_INTERPRET=1 be set to interpret it), got {u.device.type}"
     return None
@@ -474,7 +484,14 @@ if importlib.util.find_spec("triton") is not None:
         from convatlas.ops.kernels.fft_conv import monarch_conv
 
         k, geometry = _prepared(u, k, fft_size)
-        y: Tensor = monarch_conv(u, k, pregate, postgate, _triton_length(geometry))
+        n, two_sided = _triton_length(geometry)
+        if two_sided:
+            # A longer period serves any other: only lags from 1 - L to L - 1 count, and those below 0 stand at its end.
+            size, taps, period = geometry.size[0], geometry.taps[0], geometry.period[0]
+            k = F.pad(k, (0, period - taps))
+            ahead, behind = k[:, :size], k[:, period - size + 1 :]
+            k = torch.cat([ahead, k.new_zeros(len(k), n - 2 * size + 1), behind], dim=1)
+        y: Tensor = monarch_conv(u, k, pregate, postgate, n)
         return y
 
 

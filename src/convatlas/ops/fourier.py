@@ -67,6 +67,8 @@ def _smooth(half: int) -> int:
 
 def spectrum(x: Tensor, n: Sequence[int]) -> Tensor:
     """The non-redundant half of the spectrum of x (..., *L), padded with zeros to the lengths n."""
+    if _empty(x):
+        return torch.complex(*(x.new_zeros(*x.shape[: -len(n)], *n[:-1], n[-1] // 2 + 1) for _ in range(2)))
     return torch.fft.rfftn(x, s=tuple(n), dim=_axes(n))
 
 
@@ -217,7 +219,14 @@ def _axes(n: Sequence[int]) -> tuple[int, ...]:
 
 
 def _inverse(x: Tensor, n: Sequence[int]) -> Tensor:
+    if _empty(x):
+        return x.real.new_zeros(*x.shape[: -len(n)], *n)
     return torch.fft.irfftn(x, s=tuple(n), dim=_axes(n))
+
+
+def _empty(x: Tensor) -> bool:
+    # The library behind torch refuses to transform no signals. A captured graph is for some.
+    return not torch.compiler.is_compiling() and 0 in x.shape
 
 
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -237,7 +246,7 @@ def _conj(a: Tensor) -> Tensor:
 def _runs(x: Tensor, hop: int, n: int) -> Iterator[tuple[int, int]]:
     """Where to start and stop in x (B, C, L) to transform some of its blocks at a time: as many as the cache holds."""
     length = x.shape[-1]
-    together = max(1, _CACHED // (x.shape[0] * x.shape[1] * n)) * hop if x.device.type == "cpu" else length
+    together = max(1, _CACHED // max(1, x.shape[0] * x.shape[1] * n)) * hop if x.device.type == "cpu" else length
     starts = range(0, length, together)
     return ((start, min(start + together, length)) for start in starts)
 
