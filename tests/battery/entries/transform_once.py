@@ -1,11 +1,44 @@
-"""Transform Once: mixing of modes."""
+"""Transform Once: the cosine transform, mixing of channels and of modes."""
 
 from __future__ import annotations
 
 from battery.subjects import Operator, random
-from convatlas.ops.mode_mixing import mix_modes, mode_major
+from convatlas.ops.dct import dct, idct
+from convatlas.ops.mode_mixing import channel_major, mix_axis, mix_modes, mode_major
 
 OPERATORS = [
+    Operator(
+        dct,
+        examples={
+            "line": lambda: (random(2, 3, 7),),
+            "plane": lambda: (random(2, 3, 6, 5), (-2, -1), (4, 5)),
+            "unnormalised": lambda: (random(3, 4, 2), 1, 3, None),
+            "one_point": lambda: (random(2, 1),),
+            "volume": lambda: (random(1, 4, 3, 2), (1, 2, 3)),
+        },
+        reaching={"matmul": lambda: (random(2, 300), -1, 20), "fft": lambda: (random(2, 300),)},
+    ),
+    Operator(
+        idct,
+        examples={
+            "line": lambda: (random(2, 3, 7),),
+            "plane": lambda: (random(2, 3, 4, 5), (-2, -1), (7, 6)),
+            "unnormalised": lambda: (random(3, 4, 2), 1, 5, None),
+            "one_point": lambda: (random(2, 1),),
+            "volume": lambda: (random(1, 4, 3, 2), (1, 2, 3)),
+        },
+        reaching={"matmul": lambda: (random(2, 20), -1, 300), "fft": lambda: (random(2, 300),)},
+    ),
+    Operator(
+        mix_axis,
+        examples={
+            "plane": lambda: (random(2, 3, 5, 4), random(5, 5, 3), -2),
+            "channel_major": lambda: (random(1, 3, 2, 5), channel_major(random(5, 2, 3))),
+            "volume": lambda: (random(2, 1, 3, 1, 2), random(3, 4, 1), 2),
+            "one_mode": lambda: (random(1, 2, 1), random(1, 1, 2)),
+        },
+        reaching={"matmul": lambda: (random(2, 3, 5), random(5, 5, 3))},
+    ),
     Operator(
         mix_modes,
         examples={
