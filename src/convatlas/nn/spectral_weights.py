@@ -67,4 +67,6 @@ def spectral_weight(
 
 def as_complex(weight: Tensor) -> Tensor:
     """The complex weight whose parts are on the last axis, in single precision at least."""
-    return torch.view_as_complex(weight.to(torch.promote_types(weight.dtype, torch.float32)))
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    # Torch moves weights of four axes to the channels-last layout of images, where the parts lie apart.
+    return torch.view_as_complex(wide if wide.stride(-1) == 1 else wide.contiguous())

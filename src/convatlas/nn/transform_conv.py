@@ -80,7 +80,7 @@ class _TransformConv(nn.Module):
 
     def _mixed(self, spectrum: Tensor, fits: Sequence[int]) -> Tensor:
         """Multiply the corners of a spectrum and leave the rest zero; a small one takes the weights nearest to 0."""
-        y = spectrum.new_zeros(len(spectrum), self.out_channels, *spectrum.shape[2:])
+        y = spectrum.new_zeros(spectrum.shape[0], self.out_channels, *spectrum.shape[2:])
         for number, (place, part) in enumerate(self._corners(fits, spectrum.shape[2:]), 1):
             weight: Tensor = getattr(self, f"weights{number}")
             weight = as_complex(weight) if self.complex_valued else weight.to(spectrum.dtype)

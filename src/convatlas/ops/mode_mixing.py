@@ -105,7 +105,7 @@ def _naive(x: Tensor, weight: Tensor) -> Tensor:
 @_channel_mixing.register("matmul")
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     spectrum, matrices = (_modes_first(each) for each in _wide(x, weight))
-    modes, (inputs, outputs), batch = x.shape[2:], weight.shape[:2], len(x)
+    modes, (inputs, outputs), batch = x.shape[2:], weight.shape[:2], x.shape[0]
     count = math.prod(modes)
     with without_autocast(x):
         y = torch.bmm(spectrum.reshape(count, batch, inputs), matrices.reshape(count, inputs, outputs))
@@ -125,5 +125,5 @@ def _matmul_axis(x: Tensor, weight: Tensor, axis: int = -1) -> Tensor:
     wide, weights = _wide(x, weight)
     rows = wide.movedim(axis, -1).transpose(0, 1)  # (C, B, *others, I)
     with without_autocast(x):
-        y = torch.bmm(rows.reshape(len(rows), -1, rows.shape[-1]), weights.permute(2, 0, 1))
+        y = torch.bmm(rows.reshape(rows.shape[0], -1, rows.shape[-1]), weights.permute(2, 0, 1))
     return y.view(*rows.shape[:-1], -1).transpose(0, 1).movedim(-1, axis).to(_common_type(x, weight))

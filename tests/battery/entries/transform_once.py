@@ -1,10 +1,28 @@
-"""Transform Once: the cosine transform, mixing of channels and of modes."""
+"""Transform Once: the cosine transform, mixing of channels and of modes, the networks and their baselines."""
 
 from __future__ import annotations
 
-from battery.subjects import Operator, random
+import torch
+
+from battery.subjects import Inputs, Network, Operator, random
 from convatlas.ops.dct import dct, idct
 from convatlas.ops.mode_mixing import channel_major, mix_axis, mix_modes, mode_major
+
+
+def field(*grid: int) -> Inputs:
+    """Input of a network on fields; another grid than that of its config on purpose."""
+    return lambda model, batch: (torch.randn(batch, model.config.in_channels, *grid),)
+
+
+SMALL = {"modes": (4, 3), "width": 5, "depth": 2, "resolution": (9, 8), "in_channels": 2}
+
+LAYOUT = {"memory_layout_does_not_matter": "torch moves no module with weights of five axes to the layout of images"}
+
+NETWORKS = [
+    Network("t1_navier_stokes", {**SMALL, "keep_high": True, "padding": 2, "output_space": "grid"}, field(7, 10)),
+    Network("t1u_navier_stokes", {"channel_exponent": 1, "resolution": 25, "in_channels": 2}, field(26, 25)),
+    Network("t1_fno_navier_stokes", SMALL, field(5, 7), exempt=LAYOUT),
+]
 
 OPERATORS = [
     Operator(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convatlas.networks.base import FieldNetwork, FieldNetworkConfig
 
-__all__ = ["VARIANTS", "DFPNet", "DFPNetConfig"]
+__all__ = ["DFPNet", "DFPNetConfig"]
 
 
 class _Level(NamedTuple):
@@ -150,8 +150,3 @@ class DFPNet(FieldNetwork):
         for name in reversed(_NAMES[:-1]):
             y = self.get_submodule(f"dlayer{name}")(torch.cat([y, maps.pop()], 1))
         return self.dlayer1(torch.cat([y, maps.pop()], 1))
-
-
-VARIANTS: dict[str, DFPNetConfig] = {
-    "t1_dfpnet_airfoil": DFPNetConfig(in_channels=3, out_channels=3),
-}

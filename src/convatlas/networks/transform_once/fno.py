@@ -241,7 +241,7 @@ class FFNO(FieldNetwork):
 def _located(x: Tensor) -> Tensor:
     """A field with the coordinates of its points behind its channels, channels last: (B, *grid, C + axes)."""
     grid = x.shape[2:]
-    places = coordinates(grid, x).expand(len(x), -1, *grid)
+    places = coordinates(grid, x).expand(x.shape[0], -1, *grid)
     return torch.cat([x, places], 1).movedim(1, -1)
 
 
@@ -255,7 +255,7 @@ def _mixed_along(x: Tensor, weight: Tensor, axis: int) -> Tensor:
         # The other axes of position are samples of the batch here.
         rows = low.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
         mixed = mix_modes(rows, as_complex(weight)[..., :kept])
-        mixed = mixed.unflatten(0, (len(x), -1)).permute(0, 2, 3, 1).reshape(low.shape).movedim(2, axis)
+        mixed = mixed.unflatten(0, (x.shape[0], -1)).permute(0, 2, 3, 1).reshape(low.shape).movedim(2, axis)
         return torch.fft.irfft(mixed, size, dim=axis, norm="ortho").to(x.dtype)
 
 

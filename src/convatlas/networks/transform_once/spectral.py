@@ -196,4 +196,4 @@ def _spectrum(grid: Sequence[int], transform: Transform) -> tuple[int, ...]:
 def _mixed(x: Tensor, weight: Tensor) -> Tensor:
     """Channels (B, I, *modes) mixed by (O, I) alike at each mode: (B, O, *modes)."""
     weight = weight.to(x.dtype)
-    return torch.matmul(weight, x.flatten(2)).view(len(x), len(weight), *x.shape[2:])
+    return torch.matmul(weight, x.flatten(2)).view(x.shape[0], weight.shape[0], *x.shape[2:])

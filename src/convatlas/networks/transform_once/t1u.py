@@ -94,8 +94,10 @@ class T1Plus(SpectralNetwork):
         return self._answered(self.dfpnet.net(z), x.shape[2:], x.dtype)
 
 
-VARIANTS: dict[str, T1PlusConfig] = {
+VARIANTS: dict[str, T1PlusConfig | DFPNetConfig] = {
     "t1u_navier_stokes": T1PlusConfig(),
     # Two frames of smoke behind each other; the paper does not tell the width.
     "t1u_scalarflow": T1PlusConfig(in_channels=2, resolution=(1062, 600), modes=224),
+    # The U-Net on the field itself, a baseline.
+    "t1_dfpnet_airfoil": DFPNetConfig(in_channels=3, out_channels=3),
 }
