@@ -1,7 +1,7 @@
 """Errors of forecasts of fields, for each sample, beside the relative one of `convatlas.ops.relative_error`.
 
-As in Poli et al.: "Transform Once: Efficient Operator Learning in Frequency Domain", NeurIPS 2022, arXiv 2211.14453,
-where they are taken at chosen steps of a rollout.
+As in Poli et al.: "Transform Once: Efficient Operator Learning in Frequency Domain", NeurIPS 2022, arXiv 2211.14453:
+in the space of modes for training, in that of fields at chosen steps of a rollout.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convatlas.ops.dct import dct
+from convatlas.ops.relative_error import relative_l2
 
 __all__ = [
     "mean_absolute_error",
@@ -63,20 +64,6 @@ def normalised_mse(prediction: Tensor, truth: Tensor) -> Tensor:
     return (prediction - truth).square().flatten(1).sum(1) / truth.square().flatten(1).sum(1)
 
 
-def peak_signal_to_noise(prediction: Tensor, truth: Tensor, peak: float = 1.0) -> Tensor:
-    """PSNR in dB of each sample, (B,); infinite where there is no error.
-
-    Args:
-        prediction, truth: (B, C, *grid).
-        peak: largest value that a field can have.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _check(prediction, truth)
-    return 10 * torch.log10(peak**2 / (prediction - truth).square().flatten(1).mean(1))
-
-
 def spectral_mse(modes: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of all modes of a cosine transform, which is that of the fields, for each sample, (B,).
 
@@ -87,8 +74,25 @@ def spectral_mse(modes: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
+    return (modes - _true_modes(modes, truth)).square().flatten(1).mean(1)
+
+
+def spectral_relative_l2(modes: Tensor, truth: Tensor) -> Tensor:
+    """Relative L2 error of all modes of a cosine transform, which is that of the fields, for each sample, (B,).
+
+    Args:
+        modes: predicted modes (B, C, *grid).
+        truth: the true field (B, C, *grid).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return relative_l2(modes, _true_modes(modes, truth))
+
+
+def _true_modes(modes: Tensor, truth: Tensor) -> Tensor:
     _check(modes, truth)
-    return (modes - dct(truth, tuple(range(2, truth.dim())))).square().flatten(1).mean(1)
+    return dct(truth, tuple(range(2, truth.dim())))
 
 
 def _check(prediction: Tensor, truth: Tensor) -> None:

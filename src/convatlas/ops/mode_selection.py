@@ -1,7 +1,7 @@
 """How many low modes of a cosine transform the fields of a data set need.
 
-Poli et al.: "Transform Once: Efficient Operator Learning in Frequency Domain", NeurIPS 2022, arXiv 2211.14453: a network
-that answers in few modes cannot do better than the truth cut off at them, which can be measured before any training.
+Poli et al.: "Transform Once: Efficient Operator Learning in Frequency Domain", NeurIPS 2022, arXiv 2211.14453: a
+network that answers in few modes cannot do better than the truth cut off at them, which is known before any training.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def truncation_error(targets: Tensor, modes: Sequence[int]) -> Tensor:
         ValueError: targets have no axes of position, or modes are out of range.
     """
     axes = _axes(targets)
-    if len(modes) != len(axes) or not all(1 <= kept <= targets.shape[axis] for kept, axis in zip(modes, axes)):
+    if len(modes) != len(axes) or any(not 1 <= kept <= targets.shape[axis] for axis, kept in enumerate(modes, 2)):
         raise ValueError(f"modes must be from 1 to {tuple(targets.shape[2:])}, got {tuple(modes)}")
     whole = dct(targets, axes)
     low = torch.zeros_like(whole)

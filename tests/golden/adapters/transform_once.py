@@ -11,6 +11,7 @@ from convatlas.networks.transform_once.fno import FNOConfig
 from convatlas.networks.transform_once.t1 import T1Config
 from convatlas.networks.transform_once.t1u import T1PlusConfig
 from convatlas.ops.dct import dct, idct
+from convatlas.ops.forecast_errors import spectral_mse, spectral_relative_l2
 from convatlas.ops.relative_error import relative_l2
 from golden.cases import Case
 
@@ -47,12 +48,11 @@ def _transforms(case: Case) -> dict[str, Tensor]:
 
 def _losses(case: Case) -> dict[str, Tensor]:
     prediction, target = case.inputs["pred"], case.inputs["target"]
-    axes = tuple(range(1, target.dim()))
-    modes = dct(target, axes)
+    modes, fields = prediction.unsqueeze(1), target.unsqueeze(1)
     known = {
         "rel_l2": lambda: relative_l2(prediction, target).mean(),
-        "rel_l2_dct": lambda: relative_l2(prediction, modes).mean(),
-        "mse_dct": lambda: (prediction - modes).square().mean(),
+        "rel_l2_dct": lambda: spectral_relative_l2(modes, fields).mean(),
+        "mse_dct": lambda: spectral_mse(modes, fields).mean(),
     }
     return {name: known[name]() for name in case.outputs}
 
