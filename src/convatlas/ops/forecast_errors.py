@@ -15,7 +15,6 @@ from convatlas.ops.relative_error import relative_l2
 __all__ = [
     "mean_absolute_error",
     "normalised_mse",
-    "peak_signal_to_noise",
     "spectral_mse",
     "symmetric_percentage_error",
 ]
