@@ -180,8 +180,8 @@ def _learning_section(problem: _Problem, advance: Callable[[str], None]) -> Sect
     kept = (problem.modes,) * (x.dim() - 2)
     needed = " x ".join(map(str, select_modes(y)))
     note = Note(
-        f"{needed} modes hold 99 % of the energy of the targets. The {problem.modes} that T1 keeps of each axis leave it "
-        f"an error of {truncation_error(y, kept).mean():.2%} at least."
+        f"{needed} modes hold 99 % of the energy of the targets. The {problem.modes} that T1 keeps of each axis leave "
+        f"it an error of {truncation_error(y, kept).mean():.2%} at least."
     )
     return Section(
         problem.name,
