@@ -119,7 +119,7 @@ def _matmul(x: Tensor, weight: Tensor) -> Tensor:
 def _dense_gradient(y: Tensor) -> None:
     """Have the products of the backward pass, too, get dense matrices."""
     if y.requires_grad and not torch.compiler.is_compiling():
-        y.register_hook(Tensor.contiguous)
+        y.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
 
 
 @_axis_mixing.register("naive")

@@ -253,7 +253,7 @@ def _mixed_along(x: Tensor, weight: Tensor, axis: int) -> Tensor:
         kept = min(weight.shape[2], spectrum.shape[axis])
         low = spectrum.narrow(axis, 0, kept).movedim(axis, 2)
         # The other axes of position are samples of the batch here.
-        rows = low.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+        rows = low.reshape(*low.shape[:3], -1).permute(0, 3, 1, 2).flatten(0, 1)
         mixed = mix_modes(rows, as_complex(weight)[..., :kept])
         mixed = mixed.unflatten(0, (x.shape[0], -1)).permute(0, 2, 3, 1).reshape(low.shape).movedim(2, axis)
         return torch.fft.irfft(mixed, size, dim=axis, norm="ortho").to(x.dtype)
