@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import scipy.fft
 import torch
@@ -51,11 +52,11 @@ BARS = [
 ]
 
 #: Batch, channels and modes of an axis; the first is that of the bar.
-SPECTRA = ((4, 32, 12), (16, 48, 24))
+SPECTRA: Sequence[tuple[int, int, int]] = ((4, 32, 12), (16, 48, 24))
 #: Batch, points of an axis, modes of an axis, width and depth; the first is that of the bar.
-NETWORKS = ((8, 64, 12, 32, 4), (8, 32, 12, 32, 4), (4, 128, 24, 32, 4))
+NETWORKS: Sequence[tuple[int, int, int, int, int]] = ((8, 64, 12, 32, 4), (8, 32, 12, 32, 4), (4, 128, 24, 32, 4))
 #: Batch, channels, points and kept modes of an axis.
-GRIDS = ((4, 32, 64, 24), (1, 8, 256, 48))
+GRIDS: Sequence[tuple[int, int, int, int]] = ((4, 32, 64, 24), (1, 8, 256, 48))
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
@@ -65,7 +66,7 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
         threads: numbers of threads to measure with; by default 1 and 2.
         quick: one size of each kind.
     """
-    some = slice(1 if quick else None)
+    some = slice(1) if quick else slice(None)
     cases = [
         Case(
             f"{batch} x {channels}, {modes} x {modes} modes",
@@ -109,8 +110,7 @@ def _step(batch: int, points: int, modes: int, width: int, depth: int, device: t
     x, y = torch.randn(2, batch, 1, points, points, device=device)
     sides: dict[str, Call] = {}
     for name, model in (("T1", "t1_navier_stokes"), ("FNO", "t1_fno_navier_stokes")):
-        network = create_model(model, modes=modes, width=width, depth=depth, resolution=points).to(device)
-        assert isinstance(network, FieldNetwork)
+        network: Any = create_model(model, modes=modes, width=width, depth=depth, resolution=points).to(device)
         sides[name] = _training_step(network, x, y)
     return sides
 

@@ -26,6 +26,7 @@ from convatlas.data.simulators import burgers, navier_stokes
 from convatlas.experiments.small_training import device, finished, one_thread, progress
 from convatlas.networks.base import FieldNetwork
 from convatlas.networks.registry import create_model
+from convatlas.nn.spectral_weights import SpectralInit
 from convatlas.nn.t1_layer import T1Layer
 from convatlas.nn.transform_conv import DCTConv, DFTConv
 from convatlas.ops.dct import dct, idct
@@ -131,8 +132,13 @@ def _learning_section(problem: _Problem, advance: Callable[[str], None]) -> Sect
     for seed in SEEDS:
         for name, model in MODELS.items():
             seed_everything(seed)
-            options = {"dims": x.dim() - 2, "resolution": problem.resolution, "modes": problem.modes}
-            network: Any = create_model(model, **options, **NETWORK)
+            options: dict[str, Any] = {
+                "dims": x.dim() - 2,
+                "resolution": problem.resolution,
+                "modes": problem.modes,
+                **NETWORK,
+            }
+            network: Any = create_model(model, **options)
             trained[name].append(_train(network, x, y, dataclasses.replace(TRAINING, seed=seed)))
             advance(f"{problem.name}, {name}")
     ours, theirs = trained["T1"], trained["FNO"]
@@ -245,7 +251,8 @@ def _initialisation_section() -> Section:
                 first[rule].append(variances[0])
                 if rule == "vp":
                     deep += variances
-        for init in ("vp", "naive"):
+        rules: tuple[SpectralInit, ...] = ("vp", "naive")
+        for init in rules:
             layers = [T1Layer(WIDTH, [MODES] * dims, points=POINTS**dims, init=init) for _ in range(DEPTH)]
             axes = tuple(range(2, 2 + dims))
             modes, variances = dct(white, axes), []

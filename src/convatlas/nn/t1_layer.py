@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.nn.spectral_weights import SpectralInit, as_complex, spectral_deviation, spectral_weight
+from convatlas.ops.mode_boxes import lowest, with_zeros
 from convatlas.ops.mode_mixing import channel_major, mix_axis, mix_modes, mode_major
 
 __all__ = ["T1Layer"]
@@ -80,7 +81,7 @@ class T1Layer(nn.Module):
             raise ValueError(f"x must have {self.channels} channels and {len(self.modes)} axes, got {tuple(x.shape)}")
         if any(given < kept for given, kept in zip(x.shape[2:], self.modes, strict=True)):
             raise ValueError(f"x must have at least the modes {self.modes}, got {tuple(x.shape[2:])}")
-        low = x[(..., *(slice(size) for size in self.modes))]
+        low = lowest(x, self.modes)
         z = self.act(mix_modes(low, self._weight("ch_mixing_1")))
         for axis in range(1, len(self.modes) + 1):
             z = mix_axis(z, self._weight(f"spatial_mixing_{axis}"), axis + 1)
@@ -88,8 +89,7 @@ class T1Layer(nn.Module):
             z = z + low
         if z.shape == x.shape:
             return z
-        missing = [(0, given - kept) for given, kept in zip(x.shape[2:], self.modes, strict=True)]
-        z = F.pad(z, [side for pair in reversed(missing) for side in pair])
+        z = with_zeros(z, x.shape[2:])
         return torch.where(self._high(x), x, z) if self.keep_high else z
 
     def _weight(self, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from convatlas.ops.precision import without_autocast
 
 __all__ = ["DCTConv", "DFTConv"]
 
-Box = tuple[slice, ...]
+Box = tuple[Any, ...]
 
 
 class _TransformConv(nn.Module):
@@ -84,7 +85,7 @@ class _TransformConv(nn.Module):
         for number, (place, part) in enumerate(self._corners(fits, spectrum.shape[2:]), 1):
             weight: Tensor = getattr(self, f"weights{number}")
             weight = as_complex(weight) if self.complex_valued else weight.to(spectrum.dtype)
-            y[(..., *place)] = mix_modes(spectrum[(..., *place)], weight[(..., *part)])
+            y[place] = mix_modes(spectrum[place], weight[part])
         return y
 
     def _corners(self, fits: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[Box, Box]]:
@@ -97,7 +98,7 @@ class _TransformConv(nn.Module):
             for last, count, size, kept in zip((*reversed(ends), False), counts, sizes, self.modes, strict=True):
                 place.append(slice(size - count, size) if last else slice(count))
                 part.append(slice(kept - count, kept) if last else slice(count))
-            yield tuple(place), tuple(part)
+            yield (..., *place), (..., *part)
 
 
 class DFTConv(_TransformConv):

@@ -16,6 +16,7 @@ __all__ = [
     "mean_absolute_error",
     "normalised_mse",
     "spectral_mse",
+    "spectral_relative_l2",
     "symmetric_percentage_error",
 ]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from convatlas.ops.dct import dct
+from convatlas.ops.mode_boxes import lowest, with_zeros
 from convatlas.ops.relative_error import relative_l2
 
 __all__ = ["select_modes", "truncation_error"]
@@ -64,10 +65,7 @@ def truncation_error(targets: Tensor, modes: Sequence[int]) -> Tensor:
     if len(modes) != len(axes) or any(not 1 <= kept <= targets.shape[axis] for axis, kept in enumerate(modes, 2)):
         raise ValueError(f"modes must be from 1 to {tuple(targets.shape[2:])}, got {tuple(modes)}")
     whole = dct(targets, axes)
-    low = torch.zeros_like(whole)
-    box = (..., *(slice(kept) for kept in modes))
-    low[box] = whole[box]
-    return relative_l2(low, whole)
+    return relative_l2(with_zeros(lowest(whole, modes), whole.shape[2:]), whole)
 
 
 def _axes(targets: Tensor) -> tuple[int, ...]:

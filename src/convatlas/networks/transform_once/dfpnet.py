@@ -146,7 +146,7 @@ class DFPNet(FieldNetwork):
         maps = [self.layer1(x)]
         for name in _NAMES:
             maps.append(self.get_submodule(f"layer{name}")(maps[-1]))
-        y = self.dlayer6(maps.pop())
+        y = self.get_submodule("dlayer6")(maps.pop())
         for name in reversed(_NAMES[:-1]):
             y = self.get_submodule(f"dlayer{name}")(torch.cat([y, maps.pop()], 1))
         return self.dlayer1(torch.cat([y, maps.pop()], 1))

@@ -204,8 +204,9 @@ class _FFNOLayer(nn.Module):
         self.backcast_ff = _FeedForward(width, config.factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = sum(_mixed_along(x, weight, -1 - place) for place, weight in enumerate(self.fourier_weight))
-        assert isinstance(y, Tensor)
+        y = torch.zeros_like(x)
+        for place, weight in enumerate(self.fourier_weight):
+            y = y + _mixed_along(x, weight, -1 - place)
         return self.backcast_ff(y.movedim(1, -1)).movedim(-1, 1)
 
 

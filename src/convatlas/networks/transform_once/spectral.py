@@ -14,6 +14,7 @@ from torch import Tensor
 from convatlas.errors import unknown
 from convatlas.networks.base import FieldNetwork, FieldNetworkConfig
 from convatlas.ops.dct import dct, idct
+from convatlas.ops.mode_boxes import lowest, with_zeros
 from convatlas.ops.precision import without_autocast
 
 __all__ = ["ACTIVATIONS", "SpectralConfig", "SpectralNetwork", "Transform", "coordinates", "each_axis"]
@@ -136,8 +137,7 @@ class SpectralNetwork(FieldNetwork):
         if not self.config.padding:
             return x
         grid = x.shape[-self.config.dims :]
-        missing = [(0, whole - size) for whole, size in zip(self._padded(grid), grid, strict=True)]
-        return F.pad(x, [side for pair in reversed(missing) for side in pair])
+        return with_zeros(x, self._padded(grid))
 
     def _modes(self, x: Tensor, kept: Sequence[int] | None = None) -> Tensor:
         """Modes of fields (..., *grid): all, or the lowest of each axis."""
@@ -146,7 +146,7 @@ class SpectralNetwork(FieldNetwork):
             return dct(x, axes, kept)
         with without_autocast(x):
             z = torch.fft.rfftn(x.to(torch.promote_types(x.dtype, torch.float32)), dim=axes, norm="ortho")
-        return z if kept is None else z[(..., *(slice(size) for size in kept))]
+        return z if kept is None else lowest(z, kept)
 
     def _field(self, modes: Tensor, grid: Sequence[int]) -> Tensor:
         padded, axes = self._padded(grid), tuple(range(-self.config.dims, 0))
@@ -155,7 +155,7 @@ class SpectralNetwork(FieldNetwork):
         else:
             with without_autocast(modes):
                 field = torch.fft.irfftn(modes, s=padded, dim=axes, norm="ortho")
-        return field[(..., *(slice(size) for size in grid))] if self.config.crop else field
+        return lowest(field, grid) if self.config.crop else field
 
     def _lifted(self, x: Tensor) -> Tensor:
         """Modes of fc0 applied to the input and the coordinates; only those that layers mix unless others pass through.
@@ -173,19 +173,17 @@ class SpectralNetwork(FieldNetwork):
         channels = config.in_channels
         of_constants = torch.cat([weight[:, channels:], bias[:, None]], 1)
         z = _mixed(inputs * scale, weight[:, :channels]) + _mixed(constants[None] * scale, of_constants)
-        missing = [(0, max(0, least - given)) for given, least in zip(z.shape[2:], config.kept, strict=True)]
-        return F.pad(z, [side for pair in reversed(missing) for side in pair])
+        return with_zeros(z, config.kept)
 
     def _answered(self, z: Tensor, grid: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Bring low modes (B, out_channels, *some) to all modes of the grid, or to a field on it."""
         config = self.config
         padded = self._padded(grid)
         whole = _spectrum(padded, config.transform)
-        z = z[(..., *(slice(size) for size in whole))] * math.sqrt(math.prod(padded) / config.points)
+        z = lowest(z, whole) * math.sqrt(math.prod(padded) / config.points)
         if config.output_space == "grid" and config.transform == "dct":
             return self._field(z, grid)
-        missing = [(0, size - given) for size, given in zip(whole, z.shape[2:], strict=True)]
-        z = F.pad(z, [side for pair in reversed(missing) for side in pair])
+        z = with_zeros(z, whole)
         return self._field(z, grid).to(dtype) if config.output_space == "grid" else z
 
 
