@@ -55,6 +55,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
         "a density has a middle, and its convolutions have even kernels or are called by the operator around them",
     ),
+    (tuple(LAYERS), ("t1_navier_stokes", "t1_fno_navier_stokes"), "it has no convolution of several taps"),
     (_CONV_LIKE, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (
         _CONV_LIKE,

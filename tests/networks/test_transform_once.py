@@ -249,3 +249,12 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_convolutions_that_are_multiplied_by_zero_are_left_out():
+    full, bare = stirred(FNOConfig(**SMALL)), FNOConfig(**SMALL, conv_residual=False).build().double()
+    load_weights(bare, full.state_dict())
+    x = torch.randn(1, 1, 9, 8, dtype=torch.float64)
+    for layer in full.layers:
+        torch.nn.init.zeros_(layer.w.weight), torch.nn.init.zeros_(layer.w.bias)
+    torch.testing.assert_close(bare(x), full(x))

@@ -93,3 +93,16 @@ def test_smoke(tmp_path: Path):
     task.prepare()
     task.losses({"frames": task.train_set[0]["frames"][None].repeat(2, 1, 1, 1, 1)})["loss"].backward()
     assert all(each.grad is not None for each in task.network.parameters())
+
+
+def test_a_network_of_one_size_is_not_asked_for_other_grids():
+    options = {"channel_exponent": 0}
+    task = OperatorLearning(data="poisson", samples=4, resolution=24, model="t1_dfpnet_airfoil", options=options)
+    task.prepare()
+    assert task.other_resolutions() == []
+    options = {"modes": 16, "width": 2, "depth": 1}
+    t1 = OperatorLearning(data="poisson", samples=4, resolution=24, model="t1_navier_stokes", options=options)
+    t1.prepare()
+    others = t1.other_resolutions()
+    assert [pairs.grid for pairs in others] == [(12, 12), (48, 48)]
+    assert all(each.outputs.shape == each.pairs.x.shape for each in t1.measure(others))

@@ -8,7 +8,7 @@ Flows", AIAA Journal 2020, arXiv 1810.08217; in other sizes in Poli et al.: "Tra
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,10 +136,13 @@ class DFPNet(FieldNetwork):
             ValueError: x has a wrong shape or is not real.
         """
         self._check_input(x)
-        if tuple(x.shape[2:]) != self.config.grid:
+        if not self.takes(x.shape[2:]):
             wanted = " x ".join(map(str, self.config.grid))
             raise ValueError(f"x must have {wanted} points, got {' x '.join(map(str, x.shape[2:]))}")
         return self.net(x)
+
+    def takes(self, grid: Sequence[int]) -> bool:
+        return tuple(grid) == self.config.grid
 
     def net(self, x: Tensor) -> Tensor:
         """`forward` without its checks."""

@@ -8,8 +8,10 @@ Poli et al.: "Transform Once", NeurIPS 2022, arXiv 2211.14453.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from convatlas.nn.spectral_weights import as_complex, spectral_weight
 from convatlas.nn.transform_conv import DCTConv, DFTConv
 from convatlas.ops.mode_mixing import mix_modes, mode_major
 from convatlas.ops.precision import without_autocast
+from convatlas.weights import Layout
 
 __all__ = ["FFNO", "FNO", "VARIANTS", "FFNOConfig", "FNOConfig"]
 
@@ -114,6 +117,13 @@ class _FNOLayer(nn.Module):
         return self.act(y if self.w is None else y + self.w(x))
 
 
+def _without_unused(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' layers hold their 1 x 1 convolution also where it is multiplied by zero."""
+    if model.config.conv_residual:  # type: ignore[union-attr]
+        return state
+    return {key: tensor for key, tensor in state.items() if not re.match(r"layers\.\d+\.w\.", key)}
+
+
 class FNO(FieldNetwork):
     """fc0 on input and coordinates, layers with a transform and its inverse each, two matrices with GELU between them.
 
@@ -122,6 +132,7 @@ class FNO(FieldNetwork):
     """
 
     config: FNOConfig
+    layouts: ClassVar[Mapping[str, Layout]] = {"authors": Layout(function=_without_unused)}
 
     def __init__(self, config: FNOConfig) -> None:
         super().__init__(config)
