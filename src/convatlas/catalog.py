@@ -39,6 +39,7 @@ _PACKAGE = Path(__file__).parent
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
+    "field-forecasting": "physics.field_forecasting:FieldForecasting",
     "operator-learning": "physics.operator_learning:OperatorLearning",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
@@ -49,6 +50,7 @@ TASKS: dict[str, str] = {
 METHODS: dict[str, str] = {
     "additive_margin": "training.additive_margin:AdditiveMargin",
     "token_labelling": "training.token_labelling:TokenLabelling",
+    "cosine_restarts": "training.cosine_restarts:CosineRestarts",
     "density": "training.density:DensityTraining",
     "learned_filters": "training.filter_learning:LearnedFilters",
     "orthogonality": "training.orthogonality:Orthogonality",

@@ -56,6 +56,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         "a density has a middle, and its convolutions have even kernels or are called by the operator around them",
     ),
     (tuple(LAYERS), ("long_conv",), "it works on sequences, by kernels as long as they are"),
+    (tuple(LAYERS), ("t1_navier_stokes", "t1_fno_navier_stokes"), "it has no convolution of several taps"),
     (_CONV_LIKE, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (
         _CONV_LIKE,

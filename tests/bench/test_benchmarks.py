@@ -32,6 +32,7 @@ from convatlas.bench import (
     simplex_fourier,
     spark,
     tract,
+    transform_once,
     tvconv,
     wavelets,
 )
@@ -88,6 +89,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(short_conv, "SIGNALS", ((1, 9, 6, 4),))
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
     monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
+    monkeypatch.setattr(transform_once, "SPECTRA", ((2, 3, 4), (1, 2, 3)))
+    monkeypatch.setattr(transform_once, "NETWORKS", ((2, 8, 3, 4, 1), (1, 8, 3, 4, 1)))
+    monkeypatch.setattr(transform_once, "GRIDS", ((1, 2, 8, 3), (1, 1, 9, 4)))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))
     monkeypatch.setattr(networks, "create_model", lambda name: create_model(name, **TINY))
 

@@ -7,8 +7,9 @@ import torch
 
 from convatlas.errors import Unsupported
 from convatlas.nn.conv.weighted_conv import WeightedConv2d
-from convatlas.training.density import DensityTraining, restarted_cosine
+from convatlas.training.density import DensityTraining
 from convatlas.training.method import Together, make_methods
+from convatlas.training.optim import restarted_cosine
 from convatlas.training.settings import Training
 
 

@@ -381,6 +381,10 @@ class FieldNetwork(nn.Module, ABC):
             ValueError: x has a wrong number of dimensions or channels, or the grid is too small.
         """
 
+    def takes(self, grid: Sequence[int]) -> bool:
+        """Whether it can be used on this grid, which may be another than that of the training."""
+        return True
+
     def as_answer(self, field: Tensor) -> Tensor:
         """What the network should answer where the true field is (B, out_channels, *grid)."""
         return field

@@ -244,8 +244,10 @@ class OperatorLearning(GradientTask):
         tests = self.splits["test"]
         if self.data in SIMULATORS:
             size = self.resolutions[0]
-            return [self.simulate("test", len(tests[0]), each) for each in (size // 2, 2 * size) if each >= 8]
-        return [pairs for pairs in map(coarser, tests) if pairs is not None]
+            found = [self.simulate("test", len(tests[0]), each) for each in (size // 2, 2 * size) if each >= 8]
+        else:
+            found = [pairs for pairs in map(coarser, tests) if pairs is not None]
+        return [pairs for pairs in found if self.network.takes(pairs.grid)]
 
     def quality(self) -> dict[str, float]:
         """Mean relative L2 error of the test fields on the grid of the training."""

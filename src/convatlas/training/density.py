@@ -7,7 +7,6 @@ follow AdamW with 1e-2 and cosines that begin again after 10 epochs, then after 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,23 +17,10 @@ from torch.optim import Optimizer
 
 from convatlas.nn.conv.weighted_conv import density_param_groups
 from convatlas.training.method import Method
+from convatlas.training.optim import restarted_cosine
 from convatlas.training.settings import Training
 
-__all__ = ["DensityTraining", "restarted_cosine"]
-
-
-def restarted_cosine(epoch: int, first: int = 10, growth: int = 2) -> float:
-    """Factor of the learning rate in an epoch, from 1 towards 0 within each period; periods grow.
-
-    Raises:
-        ValueError: a number is smaller than 1, or the epoch is negative.
-    """
-    if min(first, growth) < 1 or epoch < 0:
-        raise ValueError(f"first and growth must be at least 1, and epoch 0, got {first}, {growth} and {epoch}")
-    period = first
-    while epoch >= period:
-        epoch, period = epoch - period, period * growth
-    return (1 + math.cos(math.pi * epoch / period)) / 2
+__all__ = ["DensityTraining"]
 
 
 @dataclass(kw_only=True)

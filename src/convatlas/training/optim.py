@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from convatlas.errors import Unsupported
 from convatlas.training.settings import Training
 
-__all__ = ["Lamb", "Lion", "learning_rate", "make_optimizer", "parameter_groups"]
+__all__ = ["Lamb", "Lion", "learning_rate", "make_optimizer", "parameter_groups", "restarted_cosine"]
 
 
 class Lion(Optimizer):
@@ -232,3 +232,17 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int, *, platea
     span = training.cosine_epochs or training.epochs - training.cooldown_epochs - training.warmup_epochs
     progress = min((epoch - training.warmup_epochs) / span, 1.0) if span > 0 else 1.0
     return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def restarted_cosine(epoch: int, first: int = 10, growth: int = 2) -> float:
+    """Factor of the learning rate in an epoch or a step, from 1 towards 0 within each period; periods grow.
+
+    Raises:
+        ValueError: a number is smaller than 1, or the epoch is negative.
+    """
+    if min(first, growth) < 1 or epoch < 0:
+        raise ValueError(f"first and growth must be at least 1, and epoch 0, got {first}, {growth} and {epoch}")
+    period = first
+    while epoch >= period:
+        epoch, period = epoch - period, period * growth
+    return (1 + math.cos(math.pi * epoch / period)) / 2
