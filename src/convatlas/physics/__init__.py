@@ -1,0 +1,1 @@
+"""Physics: linear systems of simulations and learned solvers."""
