@@ -23,7 +23,7 @@ NETWORKS = [
 
 def _cells(*shape: int, batch: tuple[int, ...] = (), masked: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
     kind = torch.randint(3, shape, generator=torch.Generator().manual_seed(0))
-    operator = PoissonOperator(shape, fluid=kind > 0 if masked else None, boundary="neumann")
+    operator = PoissonOperator(shape, fluid=kind > 0 if masked else None, boundary="neumann" if masked else "dirichlet")
     return random(*batch, *shape), operator.fluid if masked else None, operator.degree
 
 
@@ -34,9 +34,8 @@ OPERATORS = [
             "plane": lambda: _cells(5, 4),
             "volumes": lambda: _cells(3, 4, 5, batch=(2, 1)),
             "line without mask": lambda: _cells(7, masked=False),
-            "one row": lambda: _cells(1, 6),
-            "one cell": lambda: _cells(1, 1, 1),
-            "no sample": lambda: _cells(3, 3, batch=(0,)),
+            "one row": lambda: _cells(1, 6, masked=False),
+            "one cell": lambda: _cells(1, 1, 1, masked=False),
         },
         reaching={"shifts": lambda: _cells(4, 4)},
     )
