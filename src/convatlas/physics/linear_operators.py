@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from convatlas.data.linear_systems import GridSystem
 from convatlas.errors import Unsupported
-from convatlas.ops.poisson import PoissonOperator
+from convatlas.ops.poisson import Boundary, PoissonOperator
 
-__all__ = ["LinearOperator", "Operator", "as_operator"]
+__all__ = ["LinearOperator", "Operator", "as_operator", "system_operator"]
 
 #: A scipy sparse matrix, a dense or sparse torch matrix, a function of a vector (n,), or an operator.
 Operator: TypeAlias = "Tensor | Callable[[Tensor], Tensor] | LinearOperator | Any"
@@ -187,3 +188,12 @@ class _Function:
 
     def project(self, x: Tensor) -> Tensor:
         return x
+
+
+def system_operator(system: GridSystem) -> LinearOperator:
+    """The operator of a system that was read or simulated: matrix-free where its cells tell it."""
+    if system.matrix is not None:
+        return as_operator(system.matrix, system.b.size)
+    air = None if system.air is None else torch.from_numpy(system.air)
+    boundary = cast("Boundary", system.boundary)
+    return PoissonOperator(system.shape, fluid=torch.from_numpy(system.fluid), air=air, boundary=boundary)

@@ -19,7 +19,8 @@ from scipy import sparse
 from scipy.sparse import linalg
 from torch import Tensor
 
-from convatlas.physics.linear_operators import LinearOperator, Operator, as_operator
+from convatlas.data.linear_systems import GridSystem
+from convatlas.physics.linear_operators import LinearOperator, Operator, as_operator, system_operator
 
 __all__ = [
     "Callback",
@@ -33,6 +34,7 @@ __all__ = [
     "jacobi",
     "lanczos",
     "pcg",
+    "pressure_solver",
 ]
 
 Vector: TypeAlias = "Tensor | npt.NDArray[Any]"
@@ -264,6 +266,26 @@ def gauss_seidel(
         step[kept] = sweep.solve(problem.r.double().cpu().numpy()[kept])
         problem.advance(torch.from_numpy(step).to(problem.b))
     return problem.result()
+
+
+def pressure_solver(
+    solve: Callable[[LinearOperator, Tensor], SolveResult] = cg, *, results: list[SolveResult] | None = None
+) -> Callable[[GridSystem], npt.NDArray[Any]]:
+    """A solver as `convatlas.data.smoke.SmokeSimulator` takes it.
+
+    Args:
+        solve: given the operator and the right-hand side (*shape), gives the result: `cg`, or a function around `dcdm`
+            or any other solver.
+        results: a list that gets every result.
+    """
+
+    def pressure(system: GridSystem) -> npt.NDArray[Any]:
+        result = solve(system_operator(system), torch.from_numpy(system.b))
+        if results is not None:
+            results.append(result)
+        return result.x.numpy()
+
+    return pressure
 
 
 # Preconditioners
