@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import ndimage, sparse
 
 from convatlas.errors import DataError
 from convatlas.files import atomic_path
@@ -25,6 +25,7 @@ from convatlas.files import atomic_path
 __all__ = [
     "GridSystem",
     "find_systems",
+    "random_system",
     "read_binary_matrix",
     "read_binary_vector",
     "read_npz_system",
@@ -36,6 +37,8 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 _HEADER = 5
+#: Standard deviation of the rough part of a random right-hand side, that of the smooth one being 1.
+_ROUGH = 0.3
 #: Names of arrays in NPZ files, the usual one first.
 _KEYS = {
     "b": ("b", "rhs"),
@@ -73,6 +76,29 @@ class GridSystem:
     def shape(self) -> tuple[int, ...]:
         """Cells along each axis."""
         return tuple(int(size) for size in self.b.shape)
+
+
+def random_system(shape: Sequence[int], seed: int, *, hole: bool = False) -> GridSystem:
+    """A box of fluid with a right-hand side that is partly smooth and partly rough, of norm 1.
+
+    Args:
+        shape: cells, two or three sizes.
+        seed: of the right-hand side.
+        hole: whether a solid ball, of a third of the shortest side, stands off the middle.
+    """
+    shape = tuple(shape)
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal([4] * len(shape))
+    smooth = ndimage.zoom(coarse, [size / 4 for size in shape], order=3, mode="nearest", grid_mode=True)
+    b = smooth / smooth.std() + _ROUGH * random.standard_normal(shape)
+    fluid = np.ones(shape, np.bool_)
+    if hole:
+        points = np.stack(np.meshgrid(*(np.arange(size) + 0.5 for size in shape), indexing="ij"), -1)
+        middle = np.array([0.5 * size for size in shape[:-1]] + [0.4 * shape[-1]])
+        fluid = np.linalg.norm(points - middle, axis=-1) > min(shape) / 6
+        b *= fluid
+    name = f"{'hole' if hole else 'box'}_{'x'.join(map(str, shape))}_{seed}"
+    return GridSystem(name, b / np.linalg.norm(b), fluid, np.zeros(shape, np.bool_))
 
 
 # NPZ

@@ -250,7 +250,8 @@ class SmokeSimulator:
             fluid &= ~solid
         b = np.where(fluid, -self.divergence(), 0)
         air = np.zeros(self.scene.shape, np.bool_)
-        return GridSystem(f"step_{self.time:04d}", b, fluid, air, self.scene.boundary)
+        name = f"smoke_{'x'.join(map(str, self.scene.shape))}_{self.time:04d}"
+        return GridSystem(name, b, fluid, air, self.scene.boundary)
 
     def _project(self, fluid: npt.NDArray[np.bool_]) -> None:
         for axis, velocity in enumerate(self.velocity):

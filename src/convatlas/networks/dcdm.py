@@ -126,7 +126,7 @@ class DCDMNet(nn.Module):
         if any(size % 2 for size in r.shape[2:]) or min(r.shape[2:]) < 2:
             raise ValueError(f"r must have even sizes, because it is pooled by 2, got {tuple(r.shape[2:])}")
         if _faster_in_pairs(r, self.config.width):
-            return self(r.expand(2, *r.shape[1:]))[:1]
+            return self.forward(r.expand(2, *r.shape[1:]))[:1]
         # Channels last is twice as fast on a CPU, in training too.
         layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
         a = F.relu(self.a0(self.first(r).contiguous(memory_format=layout)), inplace=True)

@@ -219,6 +219,8 @@ def fit_directions(
     steps: int,
     batch_size: int = 10,
     lr: float = 1e-4,
+    schedule: Callable[[float], float] = lambda share: 1.0,
+    clip: float | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
@@ -230,7 +232,9 @@ def fit_directions(
         vectors: right-hand sides of norm 1, (count, n), as `ritz_dataset` gives.
         steps: optimizer steps.
         batch_size: vectors of a step.
-        lr: learning rate, constant as in the paper.
+        lr: learning rate; constant in the paper.
+        schedule: for a share of the training in [0, 1) a factor of the learning rate.
+        clip: largest gradient norm.
         generator: of the order of the vectors.
         callback: called with the step and its loss.
 
@@ -246,6 +250,9 @@ def fit_directions(
             loss = dcdm_loss(model(b), b, A)
             optimizer.zero_grad()
             loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.param_groups[0]["lr"] = lr * schedule(len(losses) / steps)
             optimizer.step()
             losses.append(loss.item())
             callback(len(losses), losses[-1])
