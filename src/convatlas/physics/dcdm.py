@@ -27,6 +27,8 @@ Predictor = Callable[[Tensor], Tensor]
 
 #: Standard deviation of the coefficients of the smooth half of the spectrum, that of the rest being 1.
 SMOOTH = 9.0
+#: Right-hand sides that are mixed at a time.
+_ROWS = 64
 #: Smaller Ritz values belong to the null space.
 SMALLEST = 1e-8
 
@@ -200,15 +202,19 @@ def ritz_dataset(
         raise ValueError(f"count must be at least 1 and theta not negative, got {count} and {theta}")
     operator = as_operator(A, size)
     start = operator(torch.randn(size, generator=generator, dtype=torch.float64))
-    values, vectors = lanczos(operator, start, m, progress=progress).ritz()
-    vectors = vectors[values >= SMALLEST]
-    if not len(vectors):
+    found = lanczos(operator, start, m, progress=progress)
+    values, Q = found.eigen()
+    Q = Q[:, values >= SMALLEST]
+    if not Q.shape[1]:
         raise ValueError("A must have a positive Ritz value")
-    smooth = len(vectors) // 2 + (round(m / 20) if theta is None else theta)
-    weights = torch.ones(len(vectors), dtype=torch.float64)
-    weights[:smooth] = SMOOTH
-    mixed = torch.randn(count, len(vectors), generator=generator, dtype=torch.float64) * weights @ vectors
-    return (mixed / mixed.norm(dim=1, keepdim=True)).to(dtype)
+    weights = torch.ones(Q.shape[1], dtype=torch.float64)
+    weights[: len(weights) // 2 + (round(m / 20) if theta is None else theta)] = SMOOTH
+    mixed = torch.empty(count, size, dtype=dtype)
+    for rows in torch.arange(count).split(_ROWS):
+        c = torch.randn(len(rows), len(weights), generator=generator, dtype=torch.float64) * weights
+        b = c @ Q.T @ found.vectors  # the Ritz vectors themselves would take as much memory again
+        mixed[rows] = (b / b.norm(dim=1, keepdim=True)).to(dtype)
+    return mixed
 
 
 def fit_directions(

@@ -119,7 +119,9 @@ class _Matrix:
             parts = [torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
-                self._torch[key] = torch.sparse_csr_tensor(*parts, size=csr.shape, dtype=x.dtype, device=x.device)
+                self._torch[key] = torch.sparse_csr_tensor(
+                    *parts, size=csr.shape, dtype=x.dtype, device=x.device, check_invariants=False
+                )
         return self._torch[key]
 
     def diagonal(self) -> Tensor:

@@ -386,11 +386,16 @@ class Lanczos(NamedTuple):
     diagonal: Tensor
     sub_diagonal: Tensor
 
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Ritz values (m,), rising, and Ritz vectors (m, n)."""
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (m,) of T, rising, and its eigenvectors, the columns of Q (m, m)."""
         T = torch.diag(self.diagonal)
         T += torch.diag(self.sub_diagonal, 1) + torch.diag(self.sub_diagonal, -1)
         values, Q = torch.linalg.eigh(T)
+        return values, Q
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Ritz values (m,), rising, and Ritz vectors Q^T W (m, n)."""
+        values, Q = self.eigen()
         return values, Q.T @ self.vectors
 
 
