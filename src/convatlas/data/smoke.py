@@ -1,6 +1,6 @@
 """Smoke on a staggered grid in 2-D and 3-D, past solids of any shape that may move: what gives pressure systems to solve.
 
-As in the examples of Kaneda et al. (arXiv 2205.10763, section 6): semi-Lagrangian advection, buoyancy and a projection
+As in the examples of Kaneda et al. (arXiv 2205.10763): semi-Lagrangian advection, buoyancy and a projection
 onto velocities without divergence; the method is that of Stam: "Stable Fluids", SIGGRAPH 1999, and Bridson: "Fluid
 Simulation for Computer Graphics". Whoever runs the simulation says how pressure systems are solved.
 

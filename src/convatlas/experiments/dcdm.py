@@ -181,7 +181,7 @@ def _quick_sections(
     claims = [
         Claim.judge(
             "DCDM needs fewer iterations than conjugate gradients",
-            published="about ten times fewer at 128^3 and 256^3 (section 6)",
+            published="about ten times fewer at 128^3 and 256^3",
             statistic=f"iterations of conjugate gradients over those of DCDM, means of boxes of {SMALL}^2 with and "
             f"without a hole, to {TOL:g} of the first residual",
             value=[plain(side=SMALL) / network(solves, side=SMALL) for solves in solved],

@@ -1,8 +1,7 @@
 """DCDM: the network that answers a residual on a grid with a search direction.
 
 Kaneda, Akar, Chen, Kala, Hyde, Teran: "A Deep Conjugate Direction Method for Iteratively Solving Linear Systems", ICML
-2023 (PMLR 202), arXiv 2205.10763, section 4.1 and figure 2. The 3-D networks are the authors'; those for 2-D have the
-same structure.
+2023 (PMLR 202), arXiv 2205.10763. The 3-D networks are the authors'; those for 2-D have the same structure.
 """
 
 from __future__ import annotations

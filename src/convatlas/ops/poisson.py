@@ -1,7 +1,7 @@
 """The pressure Poisson operator of a grid of cells, applied without a matrix, in any number of dimensions.
 
 Kaneda, Akar, Chen, Kala, Hyde, Teran: "A Deep Conjugate Direction Method for Iteratively Solving Linear Systems", ICML
-2023, arXiv 2205.10763, section 3; the discretisation is that of Bridson: "Fluid Simulation for Computer Graphics".
+2023, arXiv 2205.10763; the discretisation is that of Bridson: "Fluid Simulation for Computer Graphics".
 
 A cell holds fluid, air or solid. The row of a fluid cell is (number of neighbours that are not solid) x_i minus the sum
 of x over its fluid neighbours: in air the pressure is zero (Dirichlet), into a solid nothing flows (Neumann). The rows

@@ -144,7 +144,7 @@ def network_predictor(
 
 
 def dcdm_loss(q: Tensor, b: Tensor, A: Operator) -> Tensor:
-    """mean || b - A q (q . b) / (q . A q) ||^2: how far the best step along q is from solving A x = b (paper, eq. 6).
+    """mean || b - A q (q . b) / (q . A q) ||^2: how far the best step along q is from solving A x = b.
 
     It does not depend on the scale of q, and is zero where q is parallel to A^-1 b.
 
@@ -178,7 +178,7 @@ def ritz_dataset(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Right-hand sides of norm 1 for the training: mixtures of Ritz vectors, smooth ones weighted more (section 5).
+    """Right-hand sides of norm 1 for the training: mixtures of Ritz vectors, smooth ones weighted more.
 
     Args:
         A: operator of the training.
