@@ -91,7 +91,7 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
         for hole in (False, True)
     ]
     note = (
-        f"The network ({NETWORK.width} channels) is trained here for {STEPS} steps on a box of {SIDES[0]} x {SIDES[0]}. "
+        f"The network ({NETWORK.width} channels) is trained here for {STEPS} steps on a box of side {SIDES[0]}. "
         "Both sides stop at 1e-4 of the first residual, computed anew in each iteration. The factor of incomplete "
         "Cholesky is made before the time is taken."
     )

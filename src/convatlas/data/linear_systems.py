@@ -58,7 +58,7 @@ class GridSystem:
         name: of the file.
         b: right-hand side (*shape), float64.
         fluid: which cells are fluid, bool (*shape).
-        air: which cells are air, bool (*shape); the others that are not fluid are solid. None where ``matrix`` is given.
+        air: which cells are air, bool (*shape), None where ``matrix`` is given; all others are solid.
         boundary: ``dirichlet``, ``neumann``, or a pair for each axis; what lies beyond the box.
         matrix: scipy CSR array (n, n), where the system is not told by its cells.
         x0: start (*shape), if there is one.
@@ -129,7 +129,9 @@ def read_npz_system(path: str | Path) -> GridSystem:
     masks = {name: _mask(arrays[name], b.shape, f"{path}: {name}") for name in ("fluid", "air")}
     if matrix is not None:
         if matrix.shape != (b.size, b.size):
-            raise DataError(f"{path}: the matrix must be {b.size} x {b.size}, got {matrix.shape[0]} x {matrix.shape[1]}")
+            raise DataError(
+                f"{path}: the matrix must be {b.size} x {b.size}, got {matrix.shape[0]} x {matrix.shape[1]}"
+            )
         fluid = matrix.diagonal().reshape(b.shape) != 0
         system = GridSystem(path.stem, b, fluid, matrix=matrix, x0=_start(arrays["x0"], b, path))
     else:

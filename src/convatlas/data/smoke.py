@@ -1,4 +1,4 @@
-"""Smoke on a staggered grid in 2-D and 3-D, past solids of any shape that may move: what gives pressure systems to solve.
+"""Smoke on a staggered grid in 2-D and 3-D, past solids of any shape that may move: a source of pressure systems.
 
 As in the examples of Kaneda et al. (arXiv 2205.10763): semi-Lagrangian advection, buoyancy and a projection
 onto velocities without divergence; the method is that of Stam: "Stable Fluids", SIGGRAPH 1999, and Bridson: "Fluid

@@ -159,9 +159,7 @@ def _mean_iterations(solves: Sequence[_Solve], *, solver: str, side: int | None 
     chosen = [
         each.result.iterations
         for each in solves
-        if each.solver == solver
-        and side in (None, each.system.shape[0])
-        and each.system.name.startswith(kind)
+        if each.solver == solver and side in (None, each.system.shape[0]) and each.system.name.startswith(kind)
     ]
     return statistics.mean(chosen)
 

@@ -108,8 +108,8 @@ def boundary_walls(boundary: Boundary, dims: int) -> tuple[tuple[Wall, Wall], ..
 class PoissonOperator:
     """The negative Laplacian of a grid of cells: symmetric, and positive definite on fluid that touches air.
 
-    ``operator(x)`` is the product with vectors (..., n) or grids (..., *shape). Cells that are neither fluid nor air are
-    solid.
+    ``operator(x)`` is the product with vectors (..., n) or grids (..., *shape). Cells that are neither fluid nor air
+    are solid.
 
     Args:
         shape: cells along each axis.
@@ -162,9 +162,7 @@ class PoissonOperator:
 
     def to(self, device: torch.device | str) -> PoissonOperator:
         """The operator with its masks on a device."""
-        return PoissonOperator(
-            self.shape, fluid=self.fluid.to(device), air=self.air.to(device), boundary=self.boundary
-        )
+        return PoissonOperator(self.shape, fluid=self.fluid.to(device), air=self.air.to(device), boundary=self.boundary)
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x of vectors (..., n) or grids (..., *shape).

@@ -55,7 +55,7 @@ def dcdm(
     Args:
         A: symmetric positive definite: scipy or torch matrix, function, or operator such as `PoissonOperator`.
         b: right-hand side (n,), or of the grid's shape.
-        predictor: gives a direction (n,) for a residual (n,), ideally one parallel to A^-1 r; its scale does not matter.
+        predictor: gives a direction (n,) for a residual (n,), ideally parallel to A^-1 r; its scale does not matter.
         x0: start; zero when left out.
         tol: end when the residual is below this times the first.
         max_iter: end after so many iterations.

@@ -132,10 +132,7 @@ class _Matrix:
     def to_csr(self) -> Any:
         if torch.float64 in self._csr:
             return self._csr[torch.float64]
-        if isinstance(self.stored, Tensor):
-            csr = _from_torch(self.stored)
-        else:
-            csr = sparse.csr_array(self.stored)
+        csr = _from_torch(self.stored) if isinstance(self.stored, Tensor) else sparse.csr_array(self.stored)
         self._csr[torch.float64] = csr.astype(np.float64)
         return self._csr[torch.float64]
 

@@ -306,8 +306,8 @@ class IncompleteCholesky:
     """(L L^T)^-1 r with L of the pattern of A: incomplete Cholesky without fill-in. On the CPU, in float64.
 
     Rows without a diagonal are left out. All entries of L are improved at once, from those of A, until they stay as
-    they are (Chow, Patel: "Fine-grained parallel incomplete LU factorization", SIAM J. Sci. Comput. 2015); what an entry
-    depends on is settled before it, so this ends, with the factor that elimination gives.
+    they are (Chow, Patel: "Fine-grained parallel incomplete LU factorization", SIAM J. Sci. Comput. 2015); what an
+    entry depends on is settled before it, so this ends, with the factor that elimination gives.
 
     Attributes:
         factor: L, a scipy CSR array (k, k) of the rows that are kept.
@@ -348,7 +348,7 @@ def _incomplete_factor(csr: Any) -> Any:
     rows = np.repeat(np.arange(n, dtype=np.int64), np.diff(lower.indptr))
     on_diagonal = rows == columns
     diagonal = np.flatnonzero(on_diagonal)
-    # For each entry (i, j) the pairs of entries (i, k) and (j, k) with k < j, which are found in order of (row, column).
+    # For each entry (i, j) the pairs of entries (i, k) and (j, k) with k < j, found in order of (row, column).
     length = np.diff(lower.indptr)[columns] - 1
     entry = np.repeat(np.arange(len(columns)), length)
     second = np.arange(len(entry)) - np.repeat(np.cumsum(length) - length, length) + lower.indptr[columns[entry]]
@@ -421,7 +421,7 @@ def lanczos(A: Operator, start: Tensor, steps: int, *, progress: Callable[[], No
     W = start.new_zeros(steps, operator.n)
     W[0] = start.reshape(-1) / norm
     diagonal, sub_diagonal = start.new_zeros(steps), start.new_zeros(max(steps - 1, 0))
-    small = 100 * torch.finfo(start.dtype).eps
+    small = torch.finfo(start.dtype).eps ** 0.6  # what is left of a Krylov space that has ended is rounding
     for step in range(steps):
         v = operator(W[step])
         diagonal[step] = v @ W[step]

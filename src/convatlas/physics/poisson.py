@@ -5,7 +5,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -25,7 +25,7 @@ from convatlas.networks.registry import model_config, published_source
 from convatlas.ops.poisson import PoissonOperator
 from convatlas.physics.dcdm import dcdm, dcdm_loss, network_predictor, ritz_dataset
 from convatlas.physics.linear_operators import LinearOperator, system_operator
-from convatlas.physics.linear_solvers import SolveResult, pressure_solver
+from convatlas.physics.linear_solvers import Callback, SolveResult, pressure_solver
 from convatlas.report import Report
 from convatlas.training.progress import progress
 from convatlas.training.run import Run
@@ -216,7 +216,7 @@ class Poisson(GradientTask):
             return f"has the grid {system.shape}, and the network needs even sizes"
         return None
 
-    def solve(self, system: GridSystem, callback: Callable[[int, Tensor, float], bool | None] | None = None) -> SolveResult:
+    def solve(self, system: GridSystem, callback: Callback | None = None) -> SolveResult:
         """Solve one system.
 
         Raises:
@@ -270,8 +270,8 @@ class Poisson(GradientTask):
         """Solve systems; writes an NPZ file with ``x`` and ``residuals`` and a picture of each, and a page.
 
         Args:
-            inputs: ``.npz`` files with ``b`` and ``mask`` or a matrix, published ``.bin`` files (a matrix and right-hand
-                sides), or folders of these.
+            inputs: ``.npz`` files with ``b`` and ``mask`` or a matrix, published ``.bin`` files (a matrix and
+                right-hand sides), or folders of these.
             folder: where to write.
 
         Raises:

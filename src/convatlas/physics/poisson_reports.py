@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SOLVERS",
-    "Solved",
     "Solve",
+    "Solved",
     "evaluation_report",
     "means",
     "measure",
@@ -61,7 +61,7 @@ def _incomplete(A: LinearOperator, b: Tensor, **limits: Any) -> SolveResult:
     return pcg(A, b, IncompleteCholesky(A), **limits)
 
 
-#: What the network is compared with. The time of incomplete Cholesky includes the factor, that of deflation its vectors.
+#: What the network is compared with. Times include the factor of incomplete Cholesky and the vectors of deflation.
 SOLVERS: dict[str, Callable[..., SolveResult]] = {
     "CG": cg,
     "Jacobi CG": _jacobi,
@@ -243,7 +243,7 @@ def _split_of_time(solves: Sequence[Solve]) -> str:
 
 
 def _convergence(solves: Sequence[Solve]) -> list[Part]:
-    """One figure for the first system of each kind."""
+    """A figure for the first system of the first and the last kind."""
     figures: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     shown: dict[str, str] = {}
     for each in solves:
@@ -253,6 +253,7 @@ def _convergence(solves: Sequence[Solve]) -> list[Part]:
     return [
         Lines(shown[kind], "iteration", "residual over that of the start", series, log_y=True, log_x=False)
         for kind, series in figures.items()
+        if kind in (next(iter(figures)), next(reversed(figures)))
     ]
 
 
@@ -361,7 +362,9 @@ def prediction_report(task: Poisson, solved: Sequence[Solved], skipped: Sequence
             "Convergence", [Lines("Residuals", "iteration", "residual over that of the start", series, log_y=True)]
         ),
         Section("Solutions", [Images("Solutions", pictures, _LEGEND)]),
-        Section("Files", [Files("In this folder", {each.solve.system.name: each.path for each in solved[:_MOST_ROWS]})]),
+        Section(
+            "Files", [Files("In this folder", {each.solve.system.name: each.path for each in solved[:_MOST_ROWS]})]
+        ),
         *skipped_sections({each.path: each.reason for each in skipped}),
     ]
     count = "1 system" if len(solved) == 1 else f"{len(solved)} systems"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from battery.subjects import Network, Operator, random
 from convatlas.ops.poisson import PoissonOperator, poisson_product
