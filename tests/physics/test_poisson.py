@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,31 @@ def _small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("poisson") / "run"
-    assert main(["train", "poisson", *WORDS, *SHORT, "--run", str(folder)]) == 0
-    return folder
+    """The run of the guide's first command, in small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("poisson"))
+        first = next(line for line in guide() if line[1:3] == ["train", "poisson"])
+        assert main([*first[1:], *WORDS, *SHORT]) == 0
+        return Path(first[first.index("--run") + 1]).absolute()
+
+
+def guide() -> list[list[str]]:
+    """The words of the commands of the guide."""
+    page = Path(__file__).parents[2] / "docs" / "guide" / "physics.md"
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+def test_commands_of_the_guide_run(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(trained.parents[1])
+    write_npz_system(Path("system.npz"), random_system((6, 8), 1))
+    lines = [line for line in guide() if "runs/poisson" in line and line[1] != "train"]
+    assert {line[1] for line in lines} == {"evaluate", "predict"}
+    for line in lines:
+        assert main(line[1:]) == 0
+    assert (trained / "evaluation" / "report.html").is_file()
+    (solution,) = trained.rglob("system_solution.npz")
+    assert np.load(solution)["x"].shape == (6, 8)
 
 
 def test_training_writes_a_run(trained: Path):

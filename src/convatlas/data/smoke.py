@@ -279,6 +279,6 @@ def _middles(shape: tuple[int, ...], axis: int | None = None) -> Array:
 
 def _sample(values: Array, points: Array, axis: int | None) -> Array:
     """Linear interpolation of what stands in cells, or on the faces of an axis."""
-    offsets = np.array([0.0 if other == axis else 0.5 for other in range(len(points))])
+    offsets = [0.0 if other == axis else 0.5 for other in range(len(points))]
     found: Array = ndimage.map_coordinates(values, points - _column(offsets, points), order=1, mode="nearest")
     return found

@@ -97,7 +97,7 @@ def quick() -> Report:
         for hole in (False, True)
         for seed in RIGHT_HAND_SIDES
     ]
-    plain = {"CG": cg, "Jacobi CG": _jacobi}
+    plain: dict[str, Callable[..., SolveResult]] = {"CG": cg, "Jacobi CG": _jacobi}
     curves: dict[str, tuple[list[int], list[float]]] = {}
     solved: list[list[_Solve]] = []
     with progress(len(SEEDS) * (1 + STEPS // 50) + len(systems)) as advance:
@@ -290,9 +290,10 @@ def full(data: str | Path) -> Report:
             ),
         ]
     tables = []
-    for title, value in (("Iterations", lambda each: each.result.iterations), ("Time [s]", lambda each: each.seconds)):
-        rows: list[list[Cell]] = [
-            [row[0].system.name, *(value(each) for each in row)] for row in zip(*solves.values(), strict=True)
-        ]
+    for title in ("Iterations", "Time [s]"):
+        rows: list[list[Cell]] = []
+        for row in zip(*solves.values(), strict=True):
+            counts: list[Cell] = [each.result.iterations if title == "Iterations" else each.seconds for each in row]
+            rows.append([row[0].system.name, *counts])
         tables.append(Table(title, ["system", *solves], rows))
     return finished("DCDM: full test of its claims", [Section("Solves", [*claims, *tables])], data=str(data))

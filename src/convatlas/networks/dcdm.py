@@ -129,18 +129,15 @@ class DCDMNet(nn.Module):
         # Channels last is twice as fast on a CPU, in training too.
         layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
         a = F.relu(self.a0(self.first(r).contiguous(memory_format=layout)), inplace=True)
-        for forth, back in self.top:
-            a = F.relu(back(F.relu(forth(a), inplace=True)), inplace=True) + a
+        a = _residual_pairs(self.top, a)
         b = F.relu(self.b_last(a), inplace=True)
         p = _halved(b)
         alone = _faster_in_pairs(p, self.config.width)
         p = p.expand(2, *p.shape[1:]) if alone else p
-        for forth, back in self.mid:
-            p = F.relu(back(F.relu(forth(p), inplace=True)), inplace=True) + p
+        p = _residual_pairs(self.mid, p)
         p = p[:1] if alone else p
         u = F.interpolate(p, scale_factor=2, mode="nearest") + b
-        for forth, back in self.up:
-            u = F.relu(back(F.relu(forth(u), inplace=True)), inplace=True) + u
+        u = _residual_pairs(self.up, u)
         # A dense layer on channels is a convolution of one tap.
         weight = self.out.weight.reshape(1, -1, *(1,) * ndim)
         return (F.conv2d if ndim == 2 else F.conv3d)(u, weight, self.out.bias)
@@ -149,6 +146,13 @@ class DCDMNet(nn.Module):
         """A random residual on a small grid, for tracing and timing."""
         sizes = (64, 64) if self.config.ndim == 2 else (16, 16, 16)
         return (self.out.weight.new_empty(batch, 1, *sizes).normal_(),)
+
+
+def _residual_pairs(pairs: nn.ModuleList, x: Tensor) -> Tensor:
+    for pair in pairs:
+        forth, back = pair.children()
+        x = F.relu(back(F.relu(forth(x), inplace=True)), inplace=True) + x
+    return x
 
 
 def _faster_in_pairs(x: Tensor, width: int) -> bool:

@@ -71,8 +71,10 @@ def _naive(x: Tensor, fluid: Tensor | None, degree: Tensor) -> Tensor:
     for axis in range(-dims, 0):
         for side in (0, 2):
             start = [side if other == axis else 1 for other in range(-dims, 0)]
-            around = tuple(slice(first, first + size) for first, size in zip(start, degree.shape, strict=True))
-            y = y - wide[(..., *around)]
+            shifted = wide
+            for other, first in zip(range(-dims, 0), start, strict=True):
+                shifted = shifted.narrow(other, first, degree.shape[other])
+            y = y - shifted
     return (y if fluid is None else torch.where(fluid.bool(), y, 0)).to(x.dtype)
 
 

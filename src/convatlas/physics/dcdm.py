@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import unknown
 from convatlas.ops.poisson import PoissonOperator
-from convatlas.physics.linear_operators import Operator, as_operator
+from convatlas.physics.linear_operators import Operator, as_operator, size_of
 from convatlas.physics.linear_solvers import Callback, Problem, SolveResult, Vector, lanczos
 
 __all__ = ["dcdm", "dcdm_loss", "fit_directions", "network_predictor", "ritz_dataset"]
@@ -197,7 +197,7 @@ def ritz_dataset(
     Raises:
         ValueError: ``count`` or ``theta`` is out of range, or A has no positive Ritz value.
     """
-    size = n or (A.n if hasattr(A, "n") else A.shape[0])
+    size = size_of(A) if n is None else n
     if count < 1 or (theta is not None and theta < 0):
         raise ValueError(f"count must be at least 1 and theta not negative, got {count} and {theta}")
     operator = as_operator(A, size)

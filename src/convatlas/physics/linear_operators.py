@@ -15,10 +15,10 @@ from convatlas.data.linear_systems import GridSystem
 from convatlas.errors import Unsupported
 from convatlas.ops.poisson import Boundary, PoissonOperator
 
-__all__ = ["LinearOperator", "Operator", "as_operator", "system_operator"]
+__all__ = ["LinearOperator", "Operator", "as_operator", "size_of", "system_operator"]
 
 #: A scipy sparse matrix, a dense or sparse torch matrix, a function of a vector (n,), or an operator.
-Operator: TypeAlias = "Tensor | Callable[[Tensor], Tensor] | LinearOperator | Any"
+Operator: TypeAlias = Any
 
 
 @runtime_checkable
@@ -73,6 +73,17 @@ def as_operator(A: Operator, n: int, *, check: bool = True) -> LinearOperator:
     return operator
 
 
+def size_of(A: Operator) -> int:
+    """Number of rows of a matrix or an operator.
+
+    Raises:
+        Unsupported: A is a function.
+    """
+    if not isinstance(A, LinearOperator) and not hasattr(A, "shape"):
+        raise Unsupported("A is a function, so its size is not known: give a matrix or an operator")
+    return A.n if isinstance(A, LinearOperator) else int(A.shape[0])
+
+
 def _symmetric(operator: LinearOperator) -> bool:
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(2, operator.n, generator=generator, dtype=torch.float64)
@@ -116,12 +127,11 @@ class _Matrix:
         key = (x.dtype, x.device)
         if key not in self._torch:
             csr = self.to_csr()
-            parts = [torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)]
+            starts, columns, values = (torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data))
+            settings: Any = {"size": csr.shape, "dtype": x.dtype, "device": x.device, "check_invariants": False}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
-                self._torch[key] = torch.sparse_csr_tensor(
-                    *parts, size=csr.shape, dtype=x.dtype, device=x.device, check_invariants=False
-                )
+                self._torch[key] = torch.sparse_csr_tensor(starts, columns, values, **settings)
         return self._torch[key]
 
     def diagonal(self) -> Tensor:

@@ -20,7 +20,7 @@ from scipy.sparse import linalg
 from torch import Tensor
 
 from convatlas.data.linear_systems import GridSystem
-from convatlas.physics.linear_operators import LinearOperator, Operator, as_operator, system_operator
+from convatlas.physics.linear_operators import LinearOperator, Operator, as_operator, size_of, system_operator
 
 __all__ = [
     "Callback",
@@ -297,7 +297,7 @@ def jacobi(A: Operator) -> Preconditioner:
     Raises:
         Unsupported: A is a function.
     """
-    diagonal = A.diagonal() if isinstance(A, LinearOperator) else as_operator(A, A.shape[0]).diagonal()
+    diagonal = as_operator(A, size_of(A), check=False).diagonal()
     inverse = torch.where(diagonal != 0, 1 / diagonal, 0)
     return lambda r: r * inverse.to(r)
 
@@ -319,7 +319,7 @@ class IncompleteCholesky:
     """
 
     def __init__(self, A: Operator) -> None:
-        operator = A if isinstance(A, LinearOperator) else as_operator(A, A.shape[0])
+        operator = as_operator(A, size_of(A), check=False)
         csr = operator.to_csr()
         if csr.diagonal().min(initial=0.0) < 0:
             raise ValueError(f"A must have no negative diagonal, got {csr.diagonal().min():g}")
