@@ -56,7 +56,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
     monkeypatch.setattr(dcdm, "GRIDS", ((3, 4, 5),))
     monkeypatch.setattr(dcdm, "SIDES", (8,))
-    monkeypatch.setattr(dcdm, "STEPS", 30)
+    monkeypatch.setattr(dcdm, "STEPS", 100)
     monkeypatch.setattr(dcdm, "LANCZOS_STEPS", 40)
     monkeypatch.setattr(dcdm, "VECTORS", 50)
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))

@@ -24,7 +24,7 @@ from torch import Tensor
 from convatlas.errors import unknown
 from convatlas.ops.backend import Backends
 
-__all__ = ["Boundary", "PoissonOperator", "Wall", "boundary_walls", "poisson_product"]
+__all__ = ["Boundary", "PoissonOperator", "Wall", "boundary_walls", "poisson_product", "without_means"]
 
 #: What lies beyond a side of the box: air (``dirichlet``) or a solid wall (``neumann``).
 Wall: TypeAlias = Literal["dirichlet", "neumann"]
@@ -39,8 +39,8 @@ def poisson_product(x: Tensor, fluid: Tensor | None, degree: Tensor, *, backend:
     """y_i = degree_i x_i - sum of x_j over the fluid neighbours j, in fluid cells; 0 elsewhere.
 
     Args:
-        x: values (..., *grid), those outside the fluid do not matter.
-        fluid: which cells are fluid, (*grid), True or 1; None where all are.
+        x: values (..., *grid); those outside the fluid do not matter, but must be finite.
+        fluid: which cells are fluid, (*grid), True or 1; None where all are. Fastest in the type of x.
         degree: for each fluid cell how many of its neighbours are not solid, (*grid).
         backend: ``auto``; ``naive`` (the definition on a padded copy); ``shifts`` (slices subtracted in place).
 
@@ -80,14 +80,15 @@ def _naive(x: Tensor, fluid: Tensor | None, degree: Tensor) -> Tensor:
 
 @_backends.register("shifts")
 def _shifts(x: Tensor, fluid: Tensor | None, degree: Tensor) -> Tensor:
-    # A product instead of a choice is faster, but would let NaN outside the fluid through: there x does not matter.
-    inside = x if fluid is None else torch.where(fluid.bool(), x, 0)
+    # Products with a mask of x's type take a tenth of the time of choices by a bool mask.
+    mask = None if fluid is None else fluid.to(x.dtype)
+    inside = x if mask is None else x * mask
     y = degree.to(x.dtype) * inside
     for axis in range(-degree.dim(), 0):
         size = degree.shape[axis] - 1
         y.narrow(axis, 1, size).sub_(inside.narrow(axis, 0, size))
         y.narrow(axis, 0, size).sub_(inside.narrow(axis, 1, size))
-    return y if fluid is None else y.mul_(fluid)
+    return y if mask is None else y.mul_(mask)
 
 
 def boundary_walls(boundary: Boundary, dims: int) -> tuple[tuple[Wall, Wall], ...]:
@@ -144,7 +145,7 @@ class PoissonOperator:
             raise ValueError("fluid and air must not share cells")
         self.degree = self._neighbours().to(torch.int8)
         self._full = bool(self.fluid.all())
-        self._degrees: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._typed: dict[tuple[torch.dtype, torch.device], tuple[Tensor | None, Tensor]] = {}
 
     @property
     def n(self) -> int:
@@ -174,10 +175,10 @@ class PoissonOperator:
         """
         grid = x.reshape(*x.shape[:-1], *self.shape) if self._is_flat(x) else x
         key = (x.dtype, x.device)
-        if key not in self._degrees:
-            self._degrees[key] = self.degree.to(x.device, x.dtype)
-        fluid = None if self._full else self.fluid.to(x.device)
-        return poisson_product(grid, fluid, self._degrees[key]).reshape(x.shape)
+        if key not in self._typed:
+            fluid = None if self._full else self.fluid.to(x.device, x.dtype)
+            self._typed[key] = fluid, self.degree.to(x.device, x.dtype)
+        return poisson_product(grid, *self._typed[key]).reshape(x.shape)
 
     def _is_flat(self, x: Tensor) -> bool:
         if tuple(x.shape[-len(self.shape) :]) == self.shape:
@@ -224,12 +225,17 @@ class PoissonOperator:
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., n) or (..., *shape) without its null space: zero outside the fluid, mean zero in closed bodies."""
-        rows = x.reshape(-1, self.n) * self.fluid.to(x.device).reshape(-1)
+        rows = x.reshape(-1, self.n) * self.fluid.to(x.device, x.dtype).reshape(-1)
         if self._closed is not None:
-            labels = self._closed.to(x.device).reshape(-1)
-            counts = torch.bincount(labels).to(x.dtype)
-            sums = x.new_zeros(len(rows), len(counts)).index_add_(1, labels, rows)
-            means = sums / counts.clamp(min=1)
-            means[:, 0] = 0
-            rows = rows - means[:, labels]
+            rows = without_means(rows, self._closed.reshape(-1))
         return rows.reshape(x.shape)
+
+
+def without_means(rows: Tensor, bodies: Tensor) -> Tensor:
+    """Vectors (B, n) less the mean over each body; those whose number in ``bodies`` (n,) is 0 stay as they are."""
+    bodies = bodies.to(rows.device)
+    counts = torch.bincount(bodies).to(rows.dtype)
+    sums = rows.new_zeros(len(rows), len(counts)).index_add_(1, bodies, rows)
+    means = sums / counts.clamp(min=1)
+    means[:, 0] = 0
+    return rows - means[:, bodies]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.sparse import csgraph
 from torch import Tensor
 
 from convatlas.data.linear_systems import GridSystem
 from convatlas.errors import Unsupported
-from convatlas.ops.poisson import Boundary, PoissonOperator
+from convatlas.ops.poisson import Boundary, PoissonOperator, without_means
 
 __all__ = ["LinearOperator", "Operator", "as_operator", "size_of", "system_operator"]
 
@@ -44,6 +46,9 @@ class LinearOperator(Protocol):
 
 def as_operator(A: Operator, n: int, *, check: bool = True) -> LinearOperator:
     """Wrap a matrix or a function of vectors of length n.
+
+    Of a matrix it is found out where rows sum to zero, as with walls all around: the solvers then leave out the means
+    of right-hand sides and solutions. For several solves with one matrix, wrap it once.
 
     Args:
         A: scipy sparse matrix, dense or sparse torch matrix, function of a vector (n,), or `LinearOperator`.
@@ -147,7 +152,20 @@ class _Matrix:
         return self._csr[torch.float64]
 
     def project(self, x: Tensor) -> Tensor:
-        return x
+        closed = self._closed
+        return x if closed is None else without_means(x.reshape(-1, self.n), closed).reshape(x.shape)
+
+    @cached_property
+    def _closed(self) -> Tensor | None:
+        """Numbers from 1 of the bodies of unknowns whose rows all sum to zero, 0 elsewhere; None if there are none.
+
+        Such a body knows its solution up to a constant only. An empty row is one too.
+        """
+        csr = self.to_csr()
+        count, body = csgraph.connected_components(csr, directed=False)
+        open_rows = np.abs(csr.sum(1)) > 1e-6 * np.abs(csr.diagonal())
+        opened = np.isin(body, np.unique(body[open_rows]))
+        return None if count == 0 or bool(opened.all()) else torch.from_numpy(np.where(opened, 0, body + 1)).long()
 
 
 class _Product(torch.autograd.Function):
