@@ -13,7 +13,7 @@ from scipy import sparse
 from convatlas.errors import UnknownName
 from convatlas.networks.dcdm import DCDMNetConfig
 from convatlas.ops.poisson import PoissonOperator
-from convatlas.physics.dcdm import dcdm, dcdm_loss, fit_directions, network_predictor, ritz_dataset
+from convatlas.physics.dcdm import dcdm, dcdm_loss, fit_directions, network_predictor, ritz_dataset, warm_cosine
 from convatlas.physics.linear_solvers import cg, lanczos
 
 A = PoissonOperator((6, 8))
@@ -181,6 +181,11 @@ def test_null_space_is_left_out():
         ritz_dataset(empty, 3, 2)
     with pytest.raises(ValueError, match="count must be at least 1"):
         ritz_dataset(A, 3, 0)
+
+
+def test_short_trainings_warm_up():
+    factors = [warm_cosine(share) for share in (0, 0.1, 0.2, 0.6, 1)]
+    assert factors == pytest.approx([1e-3, 0.5, 1, 0.5, 0])
 
 
 def test_training_saves_iterations():

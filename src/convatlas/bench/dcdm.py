@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -17,7 +16,7 @@ from convatlas.bench.ratio import Bar, Call, Case, compare, forward, report
 from convatlas.data.linear_systems import GridSystem, random_system
 from convatlas.networks.dcdm import DCDMNet, DCDMNetConfig
 from convatlas.ops.poisson import PoissonOperator
-from convatlas.physics.dcdm import dcdm, fit_directions, network_predictor, ritz_dataset
+from convatlas.physics.dcdm import dcdm, fit_directions, network_predictor, ritz_dataset, warm_cosine
 from convatlas.physics.linear_operators import system_operator
 from convatlas.physics.linear_solvers import IncompleteCholesky, SolveResult, cg, pcg
 from convatlas.report import Cell, Report, Section, Table
@@ -57,7 +56,7 @@ GRIDS = ((64, 64, 64), (128, 128, 128), (1024, 1024))
 SIDES, SEED, TOL = (64, 128), 100, 1e-4
 #: Of the network, which is trained here for a moment.
 NETWORK = DCDMNetConfig(ndim=2, width=12)
-LANCZOS_STEPS, VECTORS, STEPS, BATCH, LR = 1000, 400, 350, 10, 3e-3
+LANCZOS_STEPS, VECTORS, STEPS, BATCH, LR = 1000, 1000, 450, 10, 3e-3
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
@@ -151,7 +150,7 @@ def _network() -> DCDMNet:
             model,
             operator,
             vectors,
-            schedule=lambda share: min(1.0, 10 * share) * 0.5 * (1 + math.cos(math.pi * share)),
+            schedule=warm_cosine,
             **options,
         )
     return model

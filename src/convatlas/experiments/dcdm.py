@@ -8,7 +8,6 @@ that it has not seen, and less time.
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 import time
@@ -26,7 +25,7 @@ from convatlas.experiments.small_training import finished, progress
 from convatlas.networks.dcdm import DCDMNet, DCDMNetConfig
 from convatlas.networks.registry import create_model
 from convatlas.ops.poisson import PoissonOperator
-from convatlas.physics.dcdm import dcdm, fit_directions, network_predictor, ritz_dataset
+from convatlas.physics.dcdm import dcdm, fit_directions, network_predictor, ritz_dataset, warm_cosine
 from convatlas.physics.linear_operators import LinearOperator, system_operator
 from convatlas.physics.linear_solvers import IncompleteCholesky, SolveResult, cg, deflated_pcg, jacobi, pcg
 from convatlas.physics.poisson_reports import picture
@@ -49,9 +48,9 @@ FULL_FEWER, FULL_FASTER = 5.0, 1.0
 SEEDS = (0, 1, 2)
 #: Cells along each axis: of the training, and the larger grid.
 SMALL, LARGE = 64, 128
-LANCZOS_STEPS, VECTORS = 1000, 400
+LANCZOS_STEPS, VECTORS = 1000, 1000
 NETWORK = DCDMNetConfig(ndim=2, width=12)
-STEPS, BATCH, LR, CLIP = 350, 10, 3e-3, 1.0
+STEPS, BATCH, LR, CLIP = 450, 10, 3e-3, 1.0
 RIGHT_HAND_SIDES = (100, 101, 102, 103, 104)
 TOL, MAX_ITER, MAX_PLAIN = 1e-4, 200, 5000
 
@@ -119,14 +118,11 @@ def _trained(seed: int, advance: Callable[[str], None]) -> tuple[DCDMNet, list[f
     vectors = ritz_dataset(operator, LANCZOS_STEPS, VECTORS, generator=generator)
     model = NETWORK.build()
 
-    def schedule(share: float) -> float:
-        return min(1.0, 10 * share) * 0.5 * (1 + math.cos(math.pi * share))
-
     def tell(step: int, loss: float) -> None:
         if step % 50 == 0:
             advance(f"training, seed {seed}")
 
-    options: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "lr": LR, "schedule": schedule, "clip": CLIP}
+    options: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "lr": LR, "schedule": warm_cosine, "clip": CLIP}
     return model, fit_directions(model, operator, vectors, generator=generator, callback=tell, **options)
 
 

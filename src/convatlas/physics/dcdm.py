@@ -7,6 +7,7 @@ residuals use the true operator, so that any accuracy can be reached whatever th
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from convatlas.ops.poisson import PoissonOperator
 from convatlas.physics.linear_operators import Operator, as_operator, size_of
 from convatlas.physics.linear_solvers import Callback, Problem, SolveResult, Vector, lanczos
 
-__all__ = ["dcdm", "dcdm_loss", "fit_directions", "network_predictor", "ritz_dataset"]
+__all__ = ["dcdm", "dcdm_loss", "fit_directions", "network_predictor", "ritz_dataset", "warm_cosine"]
 
 #: A search direction for a residual (n,).
 Predictor = Callable[[Tensor], Tensor]
@@ -239,7 +240,7 @@ def fit_directions(
         steps: optimizer steps.
         batch_size: vectors of a step.
         lr: learning rate; constant in the paper.
-        schedule: for a share of the training in [0, 1) a factor of the learning rate.
+        schedule: for a share of the training in [0, 1) a factor of the learning rate; `warm_cosine` suits short ones.
         clip: largest gradient norm.
         generator: of the order of the vectors.
         callback: called with the step and its loss.
@@ -264,3 +265,10 @@ def fit_directions(
             callback(len(losses), losses[-1])
     model.eval()
     return losses
+
+
+def warm_cosine(share: float, warm_up: float = 0.2) -> float:
+    """Factor of the learning rate at a share of the training in [0, 1): a linear rise, and half a cosine down to 0."""
+    if share < warm_up:
+        return max(share / warm_up, 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
