@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.errors import CheckpointError
-from convatlas.networks.base import NetworkConfig
+from convatlas.networks.base import NetworkConfig, PublishedFile
 from convatlas.weights import Layout
 
-__all__ = ["VARIANTS", "DCDMNet", "DCDMNetConfig"]
+__all__ = ["PUBLISHED", "VARIANTS", "DCDMNet", "DCDMNetConfig"]
 
 #: Torch calls oneDNN for one volume only where channels x depth x height exceed this.
 _SLOW_BELOW = 20480
@@ -175,4 +175,19 @@ VARIANTS: dict[str, DCDMNetConfig] = {
     "dcdm_128": DCDMNetConfig(depths=(2, 5, 3)),
     "dcdm_2d_64": DCDMNetConfig(ndim=2),
     "dcdm_2d_128": DCDMNetConfig(ndim=2, depths=(2, 5, 3)),
+}
+
+#: The archive that the authors' page links holds ``trained_models/model_N64_...`` and ``model_N128_...`` with a
+#: ``model.h5`` in each, and the systems that they are measured on.
+PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
+    name: (
+        PublishedFile(
+            "https://github.com/ayano721/2023_DCDM",
+            "see the page",
+            {"iterations of conjugate gradients over its own, about": 10.0},
+            verified="layer names and kernel shapes follow the authors' code; not tried on the file itself",
+            by_hand=True,
+        ),
+    )
+    for name in ("dcdm_64", "dcdm_128")
 }

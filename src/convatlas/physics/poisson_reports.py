@@ -163,7 +163,7 @@ def training_report(task: Poisson, run: Run) -> Report:
     """Solves of held-out systems, convergence, solutions, curves of the training and cost."""
     solves = measure(task, task.held_out())
     rows = run.read_metrics()
-    for number, each in enumerate(_of_network(solves)[:_MOST_PICTURES]):
+    for number, each in enumerate(_first_of_each_kind(solves)):
         _write_picture(run.samples / f"{number:02d}_{each.system.name}.png", each.system, each.result.x.numpy())
     curves: list[Part] = [
         Lines("Loss", "epoch", "loss", {name: _series(rows, f"{name}_loss") for name in ("train", "val")}, log_y=True),
@@ -217,7 +217,7 @@ def _tables(task: Poisson, solves: Sequence[Solve]) -> list[Part]:
     solvers = list(dict.fromkeys(each.solver for each in solves))
     groups: dict[str, list[Solve]] = {}
     for each in solves:
-        groups.setdefault(each.system.name.rpartition("_")[0] or each.system.name, []).append(each)
+        groups.setdefault(_kind(each), []).append(each)
     parts: list[Part] = []
     for title, unit, value in (
         ("Iterations", "", lambda each: float(each.result.iterations)),
@@ -247,7 +247,7 @@ def _convergence(solves: Sequence[Solve]) -> list[Part]:
     figures: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     shown: dict[str, str] = {}
     for each in solves:
-        kind = each.system.name.rpartition("_")[0] or each.system.name
+        kind = _kind(each)
         if shown.setdefault(kind, each.system.name) == each.system.name:
             figures.setdefault(kind, {})[each.solver] = _history(each.result)
     return [
@@ -264,11 +264,22 @@ def _history(result: SolveResult) -> tuple[list[float], list[float]]:
 
 
 def _solutions(solves: Sequence[Solve]) -> Images:
+    shown = _first_of_each_kind(solves)
+    return Images(
+        "Solutions", [(picture(each.system, each.result.x.numpy()), each.system.name) for each in shown], _LEGEND
+    )
+
+
+def _first_of_each_kind(solves: Sequence[Solve]) -> list[Solve]:
     shown: dict[str, Solve] = {}
     for each in _of_network(solves):
-        shown.setdefault(each.system.name.rpartition("_")[0] or each.system.name, each)
-    pictures = [(picture(each.system, each.result.x.numpy()), each.system.name) for each in shown.values()]
-    return Images("Solutions", pictures[:_MOST_PICTURES], _LEGEND)
+        shown.setdefault(_kind(each), each)
+    return list(shown.values())[:_MOST_PICTURES]
+
+
+def _kind(solve: Solve) -> str:
+    """What stands before the number at the end of a system's name."""
+    return solve.system.name.rpartition("_")[0] or solve.system.name
 
 
 _LEGEND = "Right-hand side and solution, red above zero and blue below; grey is solid. Of a volume, the middle slice."
