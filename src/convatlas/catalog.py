@@ -41,6 +41,7 @@ TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
     "field-forecasting": "physics.field_forecasting:FieldForecasting",
     "operator-learning": "physics.operator_learning:OperatorLearning",
+    "poisson": "physics.poisson:Poisson",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",

@@ -17,6 +17,7 @@ from torch import nn
 from convatlas import catalog
 from convatlas.bench import (
     block_fusion,
+    dcdm,
     depthwise,
     dilated_reparam,
     eca,
@@ -57,6 +58,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
+    monkeypatch.setattr(dcdm, "GRIDS", ((3, 4, 5),))
+    monkeypatch.setattr(dcdm, "SIDES", (8,))
+    monkeypatch.setattr(dcdm, "STEPS", 100)
+    monkeypatch.setattr(dcdm, "LANCZOS_STEPS", 40)
+    monkeypatch.setattr(dcdm, "VECTORS", 50)
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))
     monkeypatch.setattr(block_fusion, "SAMPLES", 1)
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
