@@ -64,11 +64,13 @@ class Stage:
         weight: (out, in / groups, *size), as of a plain convolution.
         groups: of it.
         axes: the position axes along which it goes: these have the stride, padding and dilation of the layer.
+        sums: so many neighbouring channels of its output are added up.
     """
 
     weight: Tensor
     groups: int
     axes: tuple[int, ...] = ()
+    sums: int = 1
 
 
 class KernelFormat(nn.Module, ABC):
@@ -175,14 +177,12 @@ class OneWayFormat(KernelFormat):
         return [factor.movedim(2, 0).contiguous() for factor in cp_decomposition(kernel, self.plan.rank)]
 
     def stages(self, *factors: Tensor) -> list[Stage]:
-        # Terms of one output lie side by side, so that groups stay together and the last stage sums over them.
+        # The terms of an output lie side by side, so that groups stay together.
         channel, *axes = (factor.transpose(0, 1).flatten(0, 1) for factor in factors)
         stages = [Stage(self._pointwise(channel), self.plan.groups)]
         for axis, filters in enumerate(axes):
-            weight = self._along(filters, axis)
-            if axis == len(axes) - 1:
-                weight = weight.unflatten(0, (-1, self.plan.rank)).squeeze(2)
-            stages.append(Stage(weight, self.plan.out_channels * self.plan.rank // weight.shape[1], (axis,)))
+            sums = self.plan.rank if axis == len(axes) - 1 else 1
+            stages.append(Stage(self._along(filters, axis), len(filters), (axis,), sums))
         return stages
 
     def unit_filters(self, *factors: Tensor) -> Sequence[Tensor]:

@@ -23,7 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from convatlas.errors import Unsupported, unknown
 from convatlas.nn.conv.derived import DerivedConv, derive, originals
 from convatlas.nn.conv.geometry import geometry
-from convatlas.nn.conv.kernel_formats import FORMATS, KernelFormat, KernelPlan
+from convatlas.nn.conv.kernel_formats import FORMATS, KernelFormat, KernelPlan, Stage
 from convatlas.report import Cell, Report, Section, Table
 from convatlas.surgery import Selector, Surgery, swap
 from convatlas.surgery.selection import predicate
@@ -54,8 +54,8 @@ ONE_WAY_LAYOUT = Layout(
     )
 )
 
-#: Share of the multiply-adds of the dense kernel, and output positions, with which the factors are faster one by one.
-_FEW_MACS, _MANY_POSITIONS = 0.0, 0
+#: How many times fewer multiply-adds, and how many channels of a group, make the factors one by one faster on the CPU.
+_FEWER_MACS, _CHANNELS = 6.0, 32
 
 
 class _OneWay(DerivedConv):
@@ -125,9 +125,20 @@ class _OneWay(DerivedConv):
         layer: Any = self
         if self.evaluation != "auto":
             return self.evaluation == "sequential"
-        dense = layer.in_channels // layer.groups * layer.out_channels * math.prod(layer.kernel_size)
-        few = self.kernel_format.macs <= _FEW_MACS * dense and max(layer.stride) == 1
-        return few and x.shape[0] * math.prod(x.shape[2:]) >= _MANY_POSITIONS
+        inputs = layer.in_channels // layer.groups
+        dense = inputs * layer.out_channels * math.prod(layer.kernel_size)
+        few = dense >= _FEWER_MACS * self.kernel_format.macs and inputs >= _CHANNELS
+        return few and max(layer.stride) == 1 and x.device.type == "cpu"
+
+    def _bias_in(self, stage: Stage, stages: Sequence[Stage]) -> Tensor | None:
+        return self.bias if stage is stages[-1] and stage.sums == 1 else None
+
+    def _summed(self, x: Tensor, stage: Stage) -> Tensor:
+        """Add up the terms behind the last stage of a format that has them apart."""
+        if stage.sums == 1:
+            return x
+        x = x.unflatten(1, (-1, stage.sums)).sum(2)
+        return x if self.bias is None else x + self.bias.view(-1, *(1 for _ in x.shape[2:]))
 
     def extra_repr(self) -> str:
         """Show format and rank behind what torch shows."""
@@ -176,12 +187,13 @@ class _OneWayConv(_OneWay):
             x = convolve(
                 x,
                 stage.weight,
-                self.bias if stage is stages[-1] else None,
+                self._bias_in(stage, stages),
                 _on(own, layer.stride, 1),
                 padding if isinstance(padding, str) else _on(own, padding, 0),
                 _on(own, layer.dilation, 1),
                 stage.groups,
             )
+            x = self._summed(x, stage)
         return x
 
 
@@ -251,7 +263,7 @@ class _OneWayConvTranspose(_OneWay):
         transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
         stages = self.kernel_format.stages(*self.factors)
         for stage in stages:
-            bias = self.bias if stage is stages[-1] else None
+            bias = self._bias_in(stage, stages)
             if not stage.axes:
                 x = plain(x, stage.weight, bias, groups=stage.groups)
                 continue
@@ -266,6 +278,7 @@ class _OneWayConvTranspose(_OneWay):
                 stage.groups,
                 _on(own, layer.dilation, 1),
             )
+            x = self._summed(x, stage)
         return x
 
 

@@ -1,0 +1,1 @@
+"""Physics: fields that follow equations, and networks that stand for their solvers."""
