@@ -1,5 +1,5 @@
 """The protocols of networks: a frozen config; backbones, with features from high to low resolution and a head that can
-be replaced; upscalers, which enlarge an image.
+be replaced; upscalers, which enlarge an image; networks that map fields to fields.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ __all__ = [
     "DenoiserConfig",
     "Feature",
     "FeatureExtractor",
+    "FieldNetwork",
+    "FieldNetworkConfig",
     "NetworkConfig",
     "PublishedFile",
     "Upscaler",
@@ -317,6 +319,86 @@ class DenoiserConfig(UpscalerConfig):
 
 class Denoiser(Upscaler):
     """A network that cleans an image (B, C, H, W) with values in [0, 1]; the noisy values may lie outside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldNetworkConfig(NetworkConfig):
+    """Config of a network that maps fields to fields on the same grid.
+
+    Attributes:
+        in_channels: of the fields that it takes.
+        out_channels: of those that it gives.
+        dims: axes of position, 1 to 3.
+        resolution: points of each axis of the grid that it is trained on, or one number for all. It may be used on
+            others; some networks take sizes or initial weights from it.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    in_channels: int = 1
+    out_channels: int = 1
+    dims: int = 2
+    resolution: int | tuple[int, ...] = 64
+
+    def __post_init__(self) -> None:
+        if self.in_channels < 1 or self.out_channels < 1:
+            given = f"{self.in_channels} and {self.out_channels}"
+            raise ValueError(f"in_channels and out_channels must be at least 1, got {given}")
+        if not 1 <= self.dims <= 3:
+            raise ValueError(f"dims must be 1, 2 or 3, got {self.dims}")
+        if len(self.grid) != self.dims or min(self.grid) < 1:
+            raise ValueError(f"resolution must be one number or {self.dims}, at least 1, got {self.resolution}")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Points of each axis of the grid that it is trained on."""
+        return (self.resolution,) * self.dims if isinstance(self.resolution, int) else self.resolution
+
+    @abstractmethod
+    def build(self) -> FieldNetwork: ...
+
+
+class FieldNetwork(nn.Module, ABC):
+    """A network that maps a field (B, in_channels, *grid) to one on the same grid.
+
+    It may answer in another space, such as that of the lowest frequencies, so that training needs no inverse
+    transform: `as_answer` brings a true field there, `as_field` brings an answer back. Both are linear and keep norms.
+    """
+
+    #: How foreign checkpoint layouts map to this class (see `convatlas.weights`).
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+
+    def __init__(self, config: FieldNetworkConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The answer to a field (B, in_channels, *grid): a field (B, out_channels, *grid), unless `as_field` differs.
+
+        Raises:
+            ValueError: x has a wrong number of dimensions or channels, or the grid is too small.
+        """
+
+    def as_answer(self, field: Tensor) -> Tensor:
+        """What the network should answer where the true field is (B, out_channels, *grid)."""
+        return field
+
+    def as_field(self, answer: Tensor, grid: Sequence[int]) -> Tensor:
+        """The field (B, out_channels, *grid) that an answer to an input on this grid stands for."""
+        return answer
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A random field on the grid of the training, for tracing and timing."""
+        return (torch.randn(batch, self.config.in_channels, *self.config.grid),)
+
+    def _check_input(self, x: Tensor) -> None:
+        channels, dims = self.config.in_channels, self.config.dims
+        if x.dim() != dims + 2 or x.shape[1] != channels:
+            raise ValueError(f"x must be (B, {channels}, {', '.join('DHW'[-dims:])}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, got {x.dtype}")
 
 
 class FeatureExtractor(nn.Module):

@@ -1,1 +1,1 @@
-"""Physics: fields that follow equations, and networks that stand for their solvers."""
+"""Physics: operators learned from pairs of fields, solvers, simulators' surrogates."""
