@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convatlas.networks.base import NetworkConfig
+from convatlas.networks.base import FieldNetwork, FieldNetworkConfig, NetworkConfig
 from convatlas.nn.conv.kernel_formats import FORMATS
 from convatlas.nn.conv.one_way import OneWayConv2d, OneWayConvTranspose2d
 
@@ -31,54 +31,47 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WaveConfig(NetworkConfig):
-    """What both networks have.
-
-    Attributes:
-        kernel: ``dense``, or the format of compressed kernels: ``oneway``, ``separable``, ``cp_shared``, ``tucker2``.
-        rank: terms of a compressed kernel.
-    """
-
-    kernel: str = "dense"
-    rank: int = 1
-
-    def __post_init__(self) -> None:
-        if self.kernel not in ("dense", *FORMATS):
-            raise ValueError(f"kernel must be one of dense, {', '.join(FORMATS)}, got {self.kernel!r}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaveSurrogateConfig(_WaveConfig):
+class WaveSurrogateConfig(FieldNetworkConfig):
     """Config of `WaveSurrogate`.
 
     Attributes:
-        frames: past fields that it sees.
+        in_channels: past fields that it sees, and the map of the speed.
+        dims: 2.
         widths: channels of the levels, from the whole resolution down; each level has half the resolution.
         depth: residual blocks of a level, on the way down and up.
+        kernel: ``dense``, or the format of compressed kernels: ``oneway``, ``separable``, ``cp_shared``, ``tucker2``.
+        rank: terms of a compressed kernel.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    frames: int = 4
+    in_channels: int = 5
+    resolution: int | tuple[int, ...] = 32
     widths: tuple[int, ...] = (32, 64, 128)
     depth: int = 3
+    kernel: str = "dense"
+    rank: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frames < 1 or self.depth < 1 or min(self.widths, default=0) < 1:
-            raise ValueError(
-                f"frames, depth and widths must be at least 1, got {self.frames}, {self.depth} and {self.widths}"
-            )
+        if self.dims != 2:
+            raise ValueError(f"dims must be 2, got {self.dims}")
+        if self.depth < 1 or min(self.widths, default=0) < 1:
+            raise ValueError(f"depth and widths must be at least 1, got {self.depth} and {self.widths}")
+        _check_kernel(self.kernel, self.rank)
+
+    @property
+    def frames(self) -> int:
+        """Past fields that it sees."""
+        return self.in_channels - 1
 
     def build(self) -> WaveSurrogate:
         return WaveSurrogate(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaveFieldConfig(_WaveConfig):
+class WaveFieldConfig(NetworkConfig):
     """Config of `WaveFieldDecoder`.
 
     Attributes:
@@ -87,6 +80,7 @@ class WaveFieldConfig(_WaveConfig):
         size: rows and columns of a field, equal.
         hidden: units of the dense layers.
         widths: channels from the lowest resolution up; each but the first comes with twice the resolution.
+        kernel, rank: as `WaveSurrogateConfig` has them.
 
     Raises:
         ValueError: a value is out of range.
@@ -97,19 +91,30 @@ class WaveFieldConfig(_WaveConfig):
     size: int = 32
     hidden: int = 256
     widths: tuple[int, ...] = (128, 64, 32)
+    kernel: str = "dense"
+    rank: int = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         least = {"parameters": self.parameters, "frames": self.frames, "size": self.size, "hidden": self.hidden}
         for name, value in {**least, "widths": min(self.widths, default=0)}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_kernel(self.kernel, self.rank)
 
     def build(self) -> WaveFieldDecoder:
         return WaveFieldDecoder(self)
 
 
-def _convolutions(config: _WaveConfig) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+def _check_kernel(kernel: str, rank: int) -> None:
+    if kernel not in ("dense", *FORMATS):
+        raise ValueError(f"kernel must be one of dense, {', '.join(FORMATS)}, got {kernel!r}")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+
+
+def _convolutions(
+    config: WaveSurrogateConfig | WaveFieldConfig,
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
     """Makers of the convolutions and transposed convolutions of a network: the one switch between dense and not."""
     if config.kernel == "dense":
         return nn.Conv2d, nn.ConvTranspose2d
@@ -143,7 +148,7 @@ class ResidualBlock(nn.Module):
         return y
 
 
-class WaveSurrogate(nn.Module):
+class WaveSurrogate(FieldNetwork):
     """Encoder and decoder with skips that predict the increment of a wave field in one interval of time.
 
     Args:
@@ -151,15 +156,14 @@ class WaveSurrogate(nn.Module):
     """
 
     def __init__(self, config: WaveSurrogateConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         conv, transposed = _convolutions(config)
         widths = config.widths
 
         def level(width: int) -> nn.Sequential:
             return nn.Sequential(*(ResidualBlock(width, conv) for _ in range(config.depth)))
 
-        self.stem = conv(config.frames + 1, widths[0], 5, padding=2)
+        self.stem = conv(config.in_channels, widths[0], 5, padding=2)
         self.encoders = nn.ModuleList([level(width) for width in widths])
         self.downs = nn.ModuleList(
             [conv(wide, next_, 3, stride=2, padding=1) for wide, next_ in zip(widths, widths[1:], strict=False)]
@@ -168,16 +172,7 @@ class WaveSurrogate(nn.Module):
             [transposed(low, high, 4, stride=2, padding=1) for high, low in zip(widths, widths[1:], strict=False)][::-1]
         )
         self.decoders = nn.ModuleList([level(width) for width in widths[-2::-1]])
-        self.head = conv(widths[0], 1, 3, padding=1)
-
-    @property
-    def in_channels(self) -> int:
-        """Past fields and the map of the speed."""
-        return self.config.frames + 1
-
-    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
-        """Random fields on 32 x 32 nodes, for tracing and timing."""
-        return (torch.randn(batch, self.in_channels, 32, 32),)
+        self.head = conv(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to the last field by the next time, (B, 1, H, W).
@@ -188,8 +183,7 @@ class WaveSurrogate(nn.Module):
         Raises:
             ValueError: x has a wrong number of dimensions or channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        self._check_input(x)
         height, width = x.shape[2:]
         step = 2 ** len(self.downs)
         x = F.pad(x, (0, -width % step, 0, -height % step), mode="replicate")

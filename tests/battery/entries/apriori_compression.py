@@ -31,7 +31,7 @@ def _conv(kind: type[torch.nn.Module], dims: int, options: dict[str, Any] | None
 
 
 def _fields(model: torch.nn.Module, batch: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(batch, model.in_channels, 9, 11),)
+    return (torch.randn(batch, model.config.in_channels, 9, 11),)
 
 
 def _parameters(model: torch.nn.Module, batch: int) -> tuple[torch.Tensor, ...]:
