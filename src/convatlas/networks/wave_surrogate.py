@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from convatlas.networks.base import FieldNetwork, FieldNetworkConfig, NetworkConfig
+from convatlas.nn.conv.derived import originals
 from convatlas.nn.conv.kernel_formats import FORMATS
 from convatlas.nn.conv.one_way import OneWayConv2d, OneWayConvTranspose2d
 
@@ -129,6 +131,14 @@ def _convolutions(
     return conv, transposed
 
 
+@torch.no_grad()
+def _damped(layer: nn.Module) -> nn.Module:
+    """The layer with first weights ten times smaller: a network without norms begins near the identity."""
+    first: Any = originals(layer)[0] if is_parametrized(layer) else layer.weight
+    first.mul_(0.1)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     """x + conv3(ReLU(conv3(x))).
 
@@ -140,7 +150,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, conv: Callable[..., nn.Module] = nn.Conv2d) -> None:
         super().__init__()
         self.conv1 = conv(channels, channels, 3, padding=1)
-        self.conv2 = conv(channels, channels, 3, padding=1)
+        self.conv2 = _damped(conv(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape of x (B, C, H, W)."""
@@ -172,7 +182,7 @@ class WaveSurrogate(FieldNetwork):
             [transposed(low, high, 4, stride=2, padding=1) for high, low in zip(widths, widths[1:], strict=False)][::-1]
         )
         self.decoders = nn.ModuleList([level(width) for width in widths[-2::-1]])
-        self.head = conv(widths[0], config.out_channels, 3, padding=1)
+        self.head = _damped(conv(widths[0], config.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to the last field by the next time, (B, 1, H, W).
