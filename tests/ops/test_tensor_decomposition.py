@@ -1,6 +1,8 @@
-"""Low-rank decompositions: exact where the rank allows, the best where that is known, and never worse with more terms."""
+"""Low-rank decompositions: exact where the rank allows, the best where that is known, better with more terms."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -38,7 +40,7 @@ def test_matrices_get_the_best_that_there_is():
 def test_more_terms_are_nearer_and_no_start_is_better():
     tensors = _random(6, 6, 3, 3)
     errors = [(cp_product(cp_decomposition(tensors, rank)) - tensors).flatten(1).norm(dim=1) for rank in (1, 2, 3, 5)]
-    for more, less in zip(errors, errors[1:], strict=False):
+    for more, less in itertools.pairwise(errors):
         assert (less < more).all()
     # The gradient of the error by each factor is zero: nothing near it is better.
     factors = [factor.requires_grad_() for factor in cp_decomposition(tensors, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,8 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
     """
     note = (
         "Dense makes the kernel of the factors and convolves once, factor by factor convolves with each of them, auto "
-        "takes what it expects to be faster. Memory saved in weights and optimizer is not seen here: peaks are those of "
-        "activations, of which factor by factor has more."
+        "takes what it expects to be faster. Memory saved in weights and optimizer is not seen here: peaks are those "
+        "of activations, of which factor by factor has more."
     )
     return report("one_way", compare(list(_cases(quick)), threads=threads, quick=quick), BARS, note, quick=quick)
 
@@ -91,13 +92,15 @@ def _cases(quick: bool) -> Iterator[Case]:
 
 def _layers(sizes: tuple[int, ...], backward: bool, device: torch.device) -> dict[str, Call]:
     batch, channels, taps, side, dims, rank = sizes
-    kind = {2: OneWayConv2d, 3: OneWayConv3d}[dims]
+    kind: Any = {2: OneWayConv2d, 3: OneWayConv3d}[dims]
     layer = kind(channels, channels, taps, padding=taps // 2, rank=rank, device=device)
     x = torch.randn(batch, channels, *[side] * dims, device=device, requires_grad=backward)
     plain = layer.to_conv()
 
     def evaluated(evaluation: str) -> nn.Module:
-        other = kind(channels, channels, taps, padding=taps // 2, rank=rank, evaluation=evaluation, device=device)  # type: ignore[arg-type]
+        other: nn.Module = kind(
+            channels, channels, taps, padding=taps // 2, rank=rank, evaluation=evaluation, device=device
+        )
         other.load_state_dict(layer.state_dict())
         return other
 

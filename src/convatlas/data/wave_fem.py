@@ -1,13 +1,14 @@
 """The 2-D wave equation by finite elements: a solver, random scenes with inclusions, and data sets of both.
 
-u_tt = div(c^2 grad u) + f on [0, lx] x [0, ly] with the density 1, on a mesh of 4-node bilinear quadrilaterals (Q4) with
-2 x 2 Gauss points and lumped mass, in time by central differences. Fields are values at nodes (..., ny + 1, nx + 1), y
-first; speeds are those of elements (..., ny, nx).
+u_tt = div(c^2 grad u) + f on [0, lx] x [0, ly] with the density 1, on a mesh of 4-node bilinear quadrilaterals (Q4)
+with 2 x 2 Gauss points and lumped mass, in time by central differences. Fields are values at nodes (..., ny + 1,
+nx + 1), y first; speeds are those of elements (..., ny, nx).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -88,7 +89,7 @@ class WaveFEM2d:
         source: force on a node; without, only the initial field moves.
 
     Raises:
-        ValueError: a size, speed or c2 is not positive, c2 has another shape, the source lies outside, or dt is unstable.
+        ValueError: a size or c2 is not positive, c2 has another shape, the source lies outside, or dt is unstable.
         UnknownName: there is no such boundary.
     """
 
@@ -176,8 +177,12 @@ class WaveFEM2d:
         nodes = torch.stack([numbers[y : y + self.ny, x : x + self.nx] for y, x in _OFFSETS], dim=-1).view(-1, 4)
         values = self.c2.reshape(-1, 1, 1) * self.element_stiffness
         places = torch.stack([nodes[:, :, None].expand(-1, 4, 4), nodes[:, None].expand(-1, 4, 4)]).flatten(1)
-        # Elements that share two nodes add up.
-        return torch.sparse_coo_tensor(places, values.flatten(), (numbers.numel(),) * 2).coalesce().to_sparse_csr()
+        shape = (numbers.numel(), numbers.numel())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse", UserWarning)  # torch tells that its sparse matrices are young
+            # Elements that share two nodes add up.
+            matrix = torch.sparse_coo_tensor(places, values.flatten(), shape, check_invariants=False)
+            return matrix.coalesce().to_sparse_csr()
 
     def apply_stiffness(self, u: Tensor) -> Tensor:
         """K u of a field (..., ny + 1, nx + 1) without the matrix: element by element, or by a stencil where c is one.
@@ -370,7 +375,12 @@ def wave_dataset(
         ValueError: a number is too small, or there is no such source.
         UnknownName: there is no such boundary.
     """
-    for name, value, least in (("count", count, 1), ("size", size, 3), ("frames", frames, 1), ("inclusions", inclusions, 0)):
+    for name, value, least in (
+        ("count", count, 1),
+        ("size", size, 3),
+        ("frames", frames, 1),
+        ("inclusions", inclusions, 0),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if source not in ("bump", "ricker"):

@@ -7,7 +7,6 @@ Boukraichi, Akkari, Casenave, Ryckelynck: "A priori compression of convolutional
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +42,7 @@ TRAIN, TEST = 24, 6
 SIZE, FRAMES, INTERVAL = 32, 24, 0.04
 #: Fields that a rollout has, in the training and in the test.
 TRAIN_ROLLOUT, ROLLOUT = 2, 10
-STEPS, BATCH, RATE = 250, 8, 2e-3
+STEPS, BATCH, RATE = 200, 8, 2e-3
 NETWORK = WaveSurrogateConfig(widths=(16, 24), depth=1)
 #: What is compared: the dense network first.
 KERNELS: dict[str, dict[str, Any]] = {
@@ -148,7 +147,9 @@ def _train(network: WaveSurrogate, scenes: WaveSequences, seed: int) -> _Trained
     held = sum(p.nbytes + (0 if p.grad is None else p.grad.nbytes) for p in network.parameters())
     held += sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     network.eval()
-    errors = {name: errors_of(network, part, ROLLOUT, scale, FRAMES) for name, part in (("test", test), ("train", train))}
+    errors = {
+        name: errors_of(network, part, ROLLOUT, scale, FRAMES) for name, part in (("test", test), ("train", train))
+    }
     measured = {name: each.means() for name, each in errors.items()}
     decomposed = None
     if network.config.kernel == "dense":
@@ -189,8 +190,8 @@ def _accuracy_section(trained: dict[str, list[_Trained]]) -> Section:
         Claim.judge(
             f"{others[0]}: it fits less to the scenes of the training alone",
             published="less over-fitting",
-            statistic="error of a step on test scenes less that on training scenes, of the one-way network less that of "
-            "the dense one; judged if it is at least twice its standard error",
+            statistic="error of a step on test scenes less that on training scenes, of the one-way network less that "
+            "of the dense one; judged if it is at least twice its standard error",
             value=differences,
             at_most=0.0,
             seeds=len(SEEDS),
@@ -199,7 +200,9 @@ def _accuracy_section(trained: dict[str, list[_Trained]]) -> Section:
     )
     rows: list[list[Cell]] = []
     for name, results in trained.items():
-        means = [statistics.mean(getattr(result, key) for result in results) for key in ("step", "train_step", "rollout")]
+        means = [
+            statistics.mean(getattr(result, key) for result in results) for key in ("step", "train_step", "rollout")
+        ]
         rows.append([name, results[0].parameters, *means])
     decomposed = [result.decomposed for result in trained[dense] if result.decomposed is not None]
     rows.append(["dense, decomposed to R = 1 after the training", None, statistics.mean(decomposed), None, None])
@@ -212,9 +215,9 @@ def _accuracy_section(trained: dict[str, list[_Trained]]) -> Section:
         for name, results in trained.items()
     }
     note = Note(
-        f"{TRAIN} scenes to learn from and {TEST} to test, with two random inclusions each, {FRAMES} fields on {SIZE} x "
-        f"{SIZE} nodes by finite elements. {STEPS} steps of Adam along a cosine from {RATE:g}, batches of {BATCH}, loss "
-        f"of a step and of {TRAIN_ROLLOUT}. Widths {NETWORK.widths}: the dense network is small as well."
+        f"{TRAIN} scenes to learn from and {TEST} to test, with two random inclusions each, {FRAMES} fields on {SIZE} "
+        f"x {SIZE} nodes by finite elements. {STEPS} steps of Adam along a cosine from {RATE:g}, batches of {BATCH}, "
+        f"loss of a step and of {TRAIN_ROLLOUT}. Widths {NETWORK.widths}: the dense network is small as well."
     )
     return Section(
         "Accuracy",
@@ -247,7 +250,7 @@ def _memory_section(trained: dict[str, list[_Trained]]) -> Section:
         Claim.judge(
             f"Parameters, gradients and Adam's state take at least {FEWER:g} times less memory",
             published=LESS,
-            statistic="their bytes after a step, of the small dense network over those of the one-way network with R = 1",
+            statistic="their bytes after a step, of the small dense network over those of the one-way one with R = 1",
             value=held[first] / held[others[0]],
             at_least=FEWER,
             seeds=0,

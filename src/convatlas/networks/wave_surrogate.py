@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -121,14 +123,7 @@ def _convolutions(
     if config.kernel == "dense":
         return nn.Conv2d, nn.ConvTranspose2d
     options: dict[str, Any] = {"format": config.kernel, "rank": config.rank}
-
-    def conv(*sizes: int, **place: int) -> nn.Module:
-        return OneWayConv2d(*sizes, **place, **options)  # type: ignore[arg-type]
-
-    def transposed(*sizes: int, **place: int) -> nn.Module:
-        return OneWayConvTranspose2d(*sizes, **place, **options)  # type: ignore[arg-type]
-
-    return conv, transposed
+    return partial(OneWayConv2d, **options), partial(OneWayConvTranspose2d, **options)
 
 
 @torch.no_grad()
@@ -175,11 +170,9 @@ class WaveSurrogate(FieldNetwork):
 
         self.stem = conv(config.in_channels, widths[0], 5, padding=2)
         self.encoders = nn.ModuleList([level(width) for width in widths])
-        self.downs = nn.ModuleList(
-            [conv(wide, next_, 3, stride=2, padding=1) for wide, next_ in zip(widths, widths[1:], strict=False)]
-        )
+        self.downs = nn.ModuleList([conv(wide, next_, 3, stride=2, padding=1) for wide, next_ in pairwise(widths)])
         self.ups = nn.ModuleList(
-            [transposed(low, high, 4, stride=2, padding=1) for high, low in zip(widths, widths[1:], strict=False)][::-1]
+            [transposed(low, high, 4, stride=2, padding=1) for high, low in pairwise(widths)][::-1]
         )
         self.decoders = nn.ModuleList([level(width) for width in widths[-2::-1]])
         self.head = _damped(conv(widths[0], config.out_channels, 3, padding=1))
@@ -246,9 +239,7 @@ class WaveFieldDecoder(nn.Module):
         self.low = -(-config.size // 2**doublings)
         self.dense1 = nn.Linear(config.parameters, config.hidden)
         self.dense2 = nn.Linear(config.hidden, widths[0] * self.low**2)
-        self.ups = nn.ModuleList(
-            [transposed(wide, next_, 4, stride=2, padding=1) for wide, next_ in zip(widths, widths[1:], strict=False)]
-        )
+        self.ups = nn.ModuleList([transposed(wide, next_, 4, stride=2, padding=1) for wide, next_ in pairwise(widths)])
         self.blocks = nn.ModuleList([ResidualBlock(width, conv) for width in widths[1:]])
         self.head = conv(widths[-1], config.frames, 3, padding=1)
 

@@ -131,7 +131,9 @@ class Waves(GradientTask):
         if not isinstance(config, WaveSurrogateConfig | WaveFieldConfig):
             raise Unsupported(f"{self.model} is not a network for waves")
         if isinstance(config, WaveSurrogateConfig) and (config.in_channels < 2 or config.out_channels != 1):
-            raise ValueError("in_channels must be at least 2 and out_channels 1: past fields and speed, and the next field")
+            raise ValueError(
+                "in_channels must be at least 2 and out_channels 1: past fields and speed, and the next field"
+            )
         for name in ("size", "parameters"):
             if name in self.options:
                 raise ValueError(f"options must not hold {name}: it follows from the data")

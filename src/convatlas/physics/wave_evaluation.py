@@ -149,7 +149,9 @@ def errors_of(
     steps = min(steps, sequences.fields.shape[1] - first)
     prediction = forecast(network, sequences, steps, scale, duration)
     truth = sequences.fields[:, first : first + steps]
-    with_start = [torch.cat([sequences.fields[:, max(0, first - 1) : first], part], dim=1) for part in (prediction, truth)]
+    with_start = [
+        torch.cat([sequences.fields[:, max(0, first - 1) : first], part], dim=1) for part in (prediction, truth)
+    ]
     place = (sequences.speed, sequences.interval, sequences.spacing)
     if with_start[0].shape[1] > 1:
         energy, true = (field_energy(part, *place) for part in with_start)

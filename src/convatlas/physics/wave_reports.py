@@ -1,4 +1,4 @@
-"""What a user wants to see of a wave surrogate: errors along the rollout, pictures of truth and forecast, cost; files."""
+"""What a user wants to see of a wave surrogate: errors along the rollout, pictures of forecasts, cost; files."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def write_errors(path: Path, errors: ForecastErrors) -> None:
 
 
 def write_rollouts(folder: Path, done: Sequence[Rollout]) -> list[str]:
-    """Write the fields as ``.npz`` files that training reads, and of the first scene a strip and a film; their names."""
+    """Write the fields as ``.npz`` files that training reads, and of the first scene a strip and a film; the names."""
     names: list[str] = []
     for rollout in done:
         name = f"{rollout.name}_rollout"
@@ -166,7 +166,9 @@ def write_rollouts(folder: Path, done: Sequence[Rollout]) -> list[str]:
     return names
 
 
-_ROWS = "From left to right: times of the rollout; from top to bottom: the truth, if it is known, the forecast, the error."
+_ROWS = (
+    "From left to right: times of the rollout; from top to bottom: the truth, if it is known, the forecast, the error."
+)
 
 
 def _summary(task: Waves, errors: ForecastErrors) -> str:
@@ -186,7 +188,8 @@ def _errors(measured: dict[str, ForecastErrors]) -> list[Part]:
     )
     table = Table("Errors", ["", *columns], rows, caption)
     lines = {
-        name: (list(range(1, 1 + errors.each.shape[1])), errors.each.mean(0).tolist()) for name, errors in measured.items()
+        name: (list(range(1, 1 + errors.each.shape[1])), errors.each.mean(0).tolist())
+        for name, errors in measured.items()
     }
     spectra = Lines("Error along the rollout", "field", "relative L2", lines, log_y=True)
     return [table, spectra]
@@ -211,20 +214,16 @@ def _strip(truth: Tensor | None, made: Tensor) -> Array:
     """Rows of the truth, the forecast and the error at some times, (H, W, 3); where the truth ends, white."""
     shown = np.unique(np.linspace(0, len(made) - 1, min(_COLUMNS, len(made))).round().astype(int)).tolist()
     most = _largest(made if truth is None else truth)
-    rows = [[made[time] for time in shown]]
+    rows: list[list[Tensor | None]] = [[made[time] for time in shown]]
     if truth is not None:
-        known = [time if time < len(truth) else None for time in shown]
-        rows.insert(0, [None if time is None else truth[time] for time in known])  # type: ignore[list-item]
-        rows.append([None if time is None else made[time] - truth[time] for time in known])  # type: ignore[list-item]
+        rows.insert(0, [truth[time] if time < len(truth) else None for time in shown])
+        rows.append([made[time] - truth[time] if time < len(truth) else None for time in shown])
     blank = np.full_like(field_picture(made[0].numpy(), -most, most), 255)
     pictures = [
-        [blank if field is None else field_picture(field.numpy(), -most, most) for field in row]  # type: ignore[redundant-expr]
-        for row in rows
+        [blank if field is None else field_picture(field.numpy(), -most, most) for field in row] for row in rows
     ]
     height, width = blank.shape[:2]
-    page = np.full(
-        (len(rows) * (height + _GAP) - _GAP, len(shown) * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8
-    )
+    page = np.full((len(rows) * (height + _GAP) - _GAP, len(shown) * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8)
     for down, row in enumerate(pictures):
         for across, picture in enumerate(row):
             top, left = down * (height + _GAP), across * (width + _GAP)

@@ -1,11 +1,10 @@
-"""A priori compression: one-way convolutions, plain and transposed, and the finite-element solver of the wave equation."""
+"""A priori compression: one-way convolutions, plain and transposed, and the finite-element solver."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from convatlas.data.wave_fem import RickerSource, WaveFEM2d

@@ -1,7 +1,7 @@
 """Kernels as products of small factors: which factors a format has, the kernel they make, and convolving without it.
 
-A format describes the kernel (out, in / groups, *kernel_size) of a convolution with R terms; that of a transposed one is
-kept the same way round, so that its factors mean the same.
+A format describes the kernel (out, in / groups, *kernel_size) of a convolution with R terms; that of a transposed one
+is kept the same way round, so that its factors mean the same.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class KernelFormat(nn.Module, ABC):
     @property
     def macs(self) -> int:
         """Multiply-adds of the stages for each output position of a convolution with stride 1, but for the borders."""
-        return sum(stage.weight.numel() for stage in self.stages(*(torch.empty(s, device="meta") for s in self.shapes())))
+        return sum(
+            stage.weight.numel() for stage in self.stages(*(torch.empty(s, device="meta") for s in self.shapes()))
+        )
 
     def forward(self, *factors: Tensor) -> Tensor:
         """The weight of the layer; (in, out / groups, *kernel_size) of a transposed one."""
@@ -163,20 +165,25 @@ class OneWayFormat(KernelFormat):
     """
 
     def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the factors."""
         plan = self.plan
         return [(plan.rank, plan.out_channels, size) for size in (plan.fan_in, *plan.kernel_size)]
 
     def fans(self) -> list[int]:
+        """By what the variances of the factors are divided at the start."""
         return [self.plan.fan_in, *self.plan.kernel_size]
 
     def kernel(self, *factors: Tensor) -> Tensor:
+        """The sum over r of channel, axis0, axis1, ..."""
         axes = "uvw"[: len(factors) - 1]
         return torch.einsum("roi," + ",".join(f"ro{axis}" for axis in axes) + f"->oi{axes}", *factors)
 
     def nearest(self, kernel: Tensor) -> Sequence[Tensor]:
+        """A CP decomposition for each output."""
         return [factor.movedim(2, 0).contiguous() for factor in cp_decomposition(kernel, self.plan.rank)]
 
     def stages(self, *factors: Tensor) -> list[Stage]:
+        """Pointwise to R channels for each output, along each axis in turn, then the sum over the terms."""
         # The terms of an output lie side by side, so that groups stay together.
         channel, *axes = (factor.transpose(0, 1).flatten(0, 1) for factor in factors)
         stages = [Stage(self._pointwise(channel), self.plan.groups)]
@@ -186,36 +193,41 @@ class OneWayFormat(KernelFormat):
         return stages
 
     def unit_filters(self, *factors: Tensor) -> Sequence[Tensor]:
+        """Filters of length 1; the first factor takes the lengths."""
         channel, *axes = factors
         units, lengths = zip(*(_unit(filters, 2) for filters in axes), strict=True)
         return [channel * torch.stack(lengths).prod(0)[..., None], *units]
 
 
 class SeparableFormat(KernelFormat):
-    """Depthwise separable: R filters for each input channel, then mixed. K[o,i,...] = sum_r point[r,o,i] depth[r,i,...].
+    """Depthwise separable: R filters for each input channel, mixed. K[o,i,...] = sum_r point[r,o,i] depth[r,i,...].
 
     Factors: point (R, out, in / groups) and depth (R, in, *kernel_size).
     """
 
     def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the factors."""
         plan = self.plan
         return [(plan.rank, plan.out_channels, plan.fan_in), (plan.rank, plan.in_channels, *plan.kernel_size)]
 
     def fans(self) -> list[int]:
+        """By what the variances of the factors are divided at the start."""
         return [self.plan.fan_in, self.plan.taps]
 
     def kernel(self, *factors: Tensor) -> Tensor:
+        """The sum over r of point and depth."""
         point, depth = (factor.unflatten(1, (self.plan.groups, -1)) for factor in factors)
         return torch.einsum("rgoi,rgi...->goi...", point, depth).flatten(0, 1)
 
     def nearest(self, kernel: Tensor) -> Sequence[Tensor]:
-        # For each input channel the best matrix of rank R between outputs and taps.
+        """The best there is: a singular value decomposition for each input channel."""
         of_inputs = kernel.unflatten(0, (self.plan.groups, -1)).transpose(1, 2).flatten(0, 1).flatten(2)
         point, depth = cp_decomposition(of_inputs, self.plan.rank)
         point = point.unflatten(0, (self.plan.groups, -1)).permute(3, 0, 2, 1).flatten(1, 2)
         return [point.contiguous(), depth.movedim(2, 0).unflatten(2, self.plan.kernel_size).contiguous()]
 
     def stages(self, *factors: Tensor) -> list[Stage]:
+        """Depthwise, then pointwise."""
         point, depth = factors
         filters = depth.transpose(0, 1).flatten(0, 1)[:, None]
         every = tuple(range(len(self.plan.kernel_size)))
@@ -226,6 +238,7 @@ class SeparableFormat(KernelFormat):
         ]
 
     def unit_filters(self, *factors: Tensor) -> Sequence[Tensor]:
+        """Filters of length 1; the first factor takes the lengths."""
         point, (depth, length) = factors[0], _unit(factors[1], 2)
         repeated = self.plan.out_channels // self.plan.groups
         length = length.unflatten(1, (self.plan.groups, -1)).repeat_interleave(repeated, dim=1)
@@ -233,37 +246,43 @@ class SeparableFormat(KernelFormat):
 
 
 class SharedCPFormat(KernelFormat):
-    """CP with factors that all outputs share: 1x1 to R channels, one filter along each axis for each, 1x1 to the outputs.
+    """CP with factors that all outputs share: 1x1 to R channels, a filter along each axis for each, 1x1 to the outputs.
 
     Factors, for each group by itself: outer (out, R), inner (groups * R, in / groups), and for each axis
     (groups * R, k_d).
     """
 
     def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the factors."""
         plan = self.plan
         inner = plan.groups * plan.rank
         return [(plan.out_channels, plan.rank), *((inner, size) for size in (plan.fan_in, *plan.kernel_size))]
 
     def fans(self) -> list[int]:
+        """By what the variances of the factors are divided at the start."""
         return [self.plan.rank, self.plan.fan_in, *self.plan.kernel_size]
 
     def kernel(self, *factors: Tensor) -> Tensor:
+        """The sum over r of outer, inner, axis0, axis1, ..."""
         outer, inner, *axes = (factor.unflatten(0, (self.plan.groups, -1)) for factor in factors)
         letters = "uvw"[: len(axes)]
         terms = ["gor", "gri", *(f"gr{letter}" for letter in letters)]
         return torch.einsum(f"{','.join(terms)}->goi{letters}", outer, inner, *axes).flatten(0, 1)
 
     def nearest(self, kernel: Tensor) -> Sequence[Tensor]:
+        """One CP decomposition for each group."""
         outer, *inner = cp_decomposition(kernel.unflatten(0, (self.plan.groups, -1)), self.plan.rank)
         return [outer.flatten(0, 1), *(factor.mT.flatten(0, 1).contiguous() for factor in inner)]
 
     def stages(self, *factors: Tensor) -> list[Stage]:
+        """Pointwise, along each axis in turn, pointwise."""
         outer, inner, *axes = factors
         between = [Stage(self._along(filters, axis), len(filters), (axis,)) for axis, filters in enumerate(axes)]
         groups = self.plan.groups
         return [Stage(self._pointwise(inner), groups), *between, Stage(self._pointwise(outer), groups)]
 
     def unit_filters(self, *factors: Tensor) -> Sequence[Tensor]:
+        """Filters of length 1; the first factor takes the lengths."""
         outer, *inner = factors
         units, lengths = zip(*(_unit(filters, 1) for filters in inner), strict=True)
         length = torch.stack(lengths).prod(0).unflatten(0, (self.plan.groups, -1))
@@ -280,26 +299,32 @@ class Tucker2Format(KernelFormat):
 
     @property
     def terms(self) -> int:
+        """Products in an element of the kernel."""
         return self.plan.rank**2
 
     def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the factors."""
         plan = self.plan
         inner = plan.groups * plan.rank
         return [(plan.out_channels, plan.rank), (inner, plan.rank, *plan.kernel_size), (inner, plan.fan_in)]
 
     def fans(self) -> list[int]:
+        """By what the variances of the factors are divided at the start."""
         return [self.plan.rank, self.plan.rank * self.plan.taps, self.plan.fan_in]
 
     def kernel(self, *factors: Tensor) -> Tensor:
+        """outer core inner, the sum over both ranks."""
         outer, core, inner = (factor.unflatten(0, (self.plan.groups, -1)) for factor in factors)
         return torch.einsum("goa,gab...,gbi->goi...", outer, core, inner).flatten(0, 1)
 
     def nearest(self, kernel: Tensor) -> Sequence[Tensor]:
+        """A Tucker decomposition on the channels for each group."""
         rank = self.plan.rank
         core, (outer, inner) = tucker_decomposition(kernel.unflatten(0, (self.plan.groups, -1)), (rank, rank))
         return [outer.flatten(0, 1), core.flatten(0, 1), inner.mT.flatten(0, 1).contiguous()]
 
     def stages(self, *factors: Tensor) -> list[Stage]:
+        """Pointwise, the core, pointwise."""
         outer, core, inner = factors
         groups, every = self.plan.groups, tuple(range(len(self.plan.kernel_size)))
         return [

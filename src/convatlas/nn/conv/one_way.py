@@ -1,8 +1,8 @@
 """One-way convolutions: kernels that are sums of products of vectors from the start, so with few weights.
 
 Boukraichi, Akkari, Casenave, Ryckelynck: "A priori compression of convolutional neural networks for wave simulators",
-Engineering Applications of Artificial Intelligence 2023, arXiv 2304.04964. The kernel of every output filter, channels x
-height x width, is replaced before the training by one-way filters, a vector along each of its ways:
+Engineering Applications of Artificial Intelligence 2023, arXiv 2304.04964. The kernel of every output filter, channels
+x height x width, is replaced before the training by one-way filters, a vector along each of its ways:
 K[o,i,u,v] = sum_r channel[r,o,i] axis0[r,o,u] axis1[r,o,v]. No dense network is trained first. Ranks above 1 and the
 other formats, for comparison, are this library's (see `convatlas.nn.conv.kernel_formats`). The factors are the
 parameters ``original0``, ``original1``, ... of the weight.
@@ -95,7 +95,7 @@ class _OneWay(DerivedConv):
     def kernel_format(self) -> KernelFormat:
         """The format of the kernel."""
         found: Any = self.get_submodule("parametrizations.weight.0")  # type: ignore[attr-defined]
-        return found  # type: ignore[no-any-return]
+        return found
 
     @property
     def factors(self) -> tuple[nn.Parameter, ...]:
@@ -255,7 +255,7 @@ class _OneWayConvTranspose(_OneWay):
         """Convolve (B, in_channels, *positions) as torch's transposed convolution does with the kernel."""
         layer: Any = self
         if not self.sequential(x):
-            return super().forward(x, output_size)  # type: ignore[misc, no-any-return]
+            return super().forward(x, output_size)  # type: ignore[misc]
         dims = len(layer.kernel_size)
         place = (layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
         output_padding = layer._output_padding(x, output_size, *place)
