@@ -42,6 +42,7 @@ TASKS: dict[str, str] = {
     "operator-learning": "physics.operator_learning:OperatorLearning",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
+    "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",
     "waves": "physics.wave:Waves",
 }

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from convatlas.data.skeletons import (
     NTU_TRAIN_CAMERAS,
     NTUName,
     SkeletonAugment,
+    SkeletonLayout,
     fill_missing,
     normalise_view,
     ntu_name,
@@ -36,6 +37,7 @@ __all__ = [
     "Protocol",
     "SkeletonSet",
     "divide_by_protocol",
+    "known_layout",
     "read_skeletons",
     "stratified",
 ]
@@ -345,10 +347,9 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return {"clip": torch.from_numpy(clip), "label": label, "index": torch.tensor(index)}
 
 
-class _Known(NamedTuple):
-    joints: int
-    bodies: int
-    name: str
-
-
-_KNOWN = [_Known(len(layout.joints) * bodies, bodies, name) for name, layout in LAYOUTS.items() for bodies in (1, 2)]
+def known_layout(joints: int) -> tuple[SkeletonLayout, int] | None:
+    """The layout of skeletons with so many joints, and how many bodies that are; None if there is none."""
+    for layout in LAYOUTS.values():
+        if joints % len(layout.joints) == 0 and joints // len(layout.joints) in (1, 2):
+            return layout, joints // len(layout.joints)
+    return None

@@ -53,51 +53,40 @@ def _body(action: str, phase: Array, amplitude: float) -> Array:
     """Joints (T, 15, 3) from angles of the limbs over time; x to the right, y forwards, z up."""
     swing, up = amplitude * np.sin(phase), amplitude * (1 - np.cos(phase)) / 2
     still = np.zeros_like(phase)
-    # Angles: of shoulder and hip forwards and sideways, and of elbow and knee.
-    arms = {"left": [still, still, still], "right": [still, still, still]}
-    legs = {"left": [still, still, still], "right": [still, still, still]}
+    # Angles of the upper segment forwards and sideways, and what the lower one adds to them.
+    arms = {"left": (still, still, still, still), "right": (still, still, still, still)}
+    legs = dict(arms)
     height = still
     if action.startswith("wave"):
-        arms[action.removeprefix("wave ")] = [still, 2.4 + 0 * phase, 0.6 * swing]
+        arms[action.removeprefix("wave ")] = (still, still + 2.2, still, 0.7 * swing)
     elif action == "clap":
-        for side in arms:
-            arms[side] = [1.4 + 0 * phase, -0.5 * up + 0.3, 0.3 + 0 * phase]
+        arms = dict.fromkeys(arms, (still + 1.4, 0.3 - 0.6 * up, still + 0.1, still))
     elif action == "kick":
-        legs["right"] = [1.3 * up, still, 0.4 * up]
+        legs["right"] = (1.3 * up, still, -0.4 * up, still)
     elif action == "squat":
         height = -0.35 * up
-        for side in legs:
-            legs[side] = [1.1 * up, still, -2.0 * up]
-            arms[side] = [1.2 * up, still, still]
+        legs = dict.fromkeys(legs, (1.1 * up, still, -2.0 * up, still))
+        arms = dict.fromkeys(arms, (1.2 * up, still, still, still))
     else:
         for sign, side in ((1, "left"), (-1, "right")):
-            legs[side] = [0.5 * sign * swing, still, -0.4 * np.maximum(sign * swing, 0)]
-            arms[side] = [-0.5 * sign * swing, still, 0.3 + 0 * phase]
+            legs[side] = (0.5 * sign * swing, still, -0.5 * np.maximum(-sign * swing, 0), still)
+            arms[side] = (-0.5 * sign * swing, still, still + 0.3, still)
     joints = np.zeros((len(phase), 15, 3))
     joints[:, 0, 2] = 1.0 + height
     joints[:, 1] = joints[:, 0] + [0, 0, 0.45]
     joints[:, 2] = joints[:, 1] + [0, 0, 0.3]
-    for sign, side, first in ((-1, "left", 3), (1, "right", 6)):
-        joints[:, first] = joints[:, 1] + [0.2 * sign, 0, 0]
-        _limb(joints, first, arms[side], (0.3, 0.28), sign)
-    for sign, side, first in ((-1, "left", 9), (1, "right", 12)):
-        joints[:, first] = joints[:, 0] + [0.12 * sign, 0, 0]
-        _limb(joints, first, legs[side], (0.45, 0.45), sign)
+    for sign, side, shoulder, hip in ((-1, "left", 3, 9), (1, "right", 6, 12)):
+        joints[:, shoulder] = joints[:, 1] + [0.2 * sign, 0, 0]
+        joints[:, hip] = joints[:, 0] + [0.12 * sign, 0, 0]
+        _limb(joints, shoulder, arms[side], (0.3, 0.28), sign)
+        _limb(joints, hip, legs[side], (0.45, 0.45), sign)
     return joints
 
 
-def _limb(joints: Array, first: int, angles: list[Array], lengths: tuple[float, float], sign: int) -> None:
-    """Two segments that hang down from a joint."""
-    forwards, sideways, bend = angles
-    for segment, (length, more) in enumerate(zip(lengths, (0 * bend, bend), strict=True)):
-        along = forwards + more
-        direction = np.stack(
-            [
-                sign * np.sin(sideways + (more if np.any(sideways > 1) else 0)),
-                np.sin(along) * np.cos(sideways),
-                -np.cos(along if not np.any(sideways > 1) else forwards) * np.cos(sideways),
-            ],
-            axis=1,
-        )
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        joints[:, first + segment + 1] = joints[:, first + segment] + length * direction
+def _limb(joints: Array, first: int, angles: tuple[Array, ...], lengths: tuple[float, float], sign: int) -> None:
+    """Two segments that hang down from a joint where all angles are 0."""
+    forwards, sideways, more_forwards, more_sideways = angles
+    for segment, length in enumerate(lengths):
+        y, x = forwards + segment * more_forwards, sideways + segment * more_sideways
+        along = np.stack([sign * np.sin(x), np.sin(y) * np.cos(x), -np.cos(y) * np.cos(x)], axis=1)
+        joints[:, first + segment + 1] = joints[:, first + segment] + length * along
