@@ -85,7 +85,9 @@ class SkeletonSet:
     def subset(self, rows: Sequence[int]) -> SkeletonSet:
         """Some of the clips."""
         names = tuple(self.names[row] for row in rows)
-        return SkeletonSet([self.clips[row] for row in rows], self.labels[list(rows)], self.classes, names, self.skipped)
+        return SkeletonSet(
+            [self.clips[row] for row in rows], self.labels[list(rows)], self.classes, names, self.skipped
+        )
 
     def with_classes(self, classes: Sequence[str]) -> SkeletonSet:
         """The same clips with labels that count in other classes, which hold all of theirs.

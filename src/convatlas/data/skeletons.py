@@ -1,7 +1,7 @@
 """Moving skeletons: where the joints are, files of NTU RGB+D, view normalisation, resampling, gaps and augmentation.
 
-A clip is an array (T, J, dim): T frames of J joints with 2 or 3 coordinates; where two bodies may be seen, the joints of
-the second come behind those of the first, and are zeros where there is none.
+A clip is an array (T, J, dim): T frames of J joints with 2 or 3 coordinates; where two bodies may be seen, the joints
+of the second come behind those of the first, and are zeros where there is none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ensem-NN: four 1-D convolutional networks that name the action of a moving skeleton, and their ensemble.
 
 Xu, Wang, et al.: "Ensemble One-dimensional Convolution Neural Networks for Skeleton-based Action Recognition", IEEE
-Signal Processing Letters 2018. The paper gives the ideas; sizes of layers are this library's. Inputs are x (B, D, T) with
-the channels joint * dim + coordinate: a network sees T frames of D = joints * dim coordinates.
+Signal Processing Letters 2018. The paper gives the ideas; sizes of layers are this library's. Inputs are x (B, D, T)
+with the channels joint * dim + coordinate: a network sees T frames of D = joints * dim coordinates.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ __all__ = [
 ]
 
 #: Joints of NTU RGB+D for two bodies: those of the second are 25 higher.
-_NTU_PARTS = (
-    *((4, 5, 6, 7, 21, 22), (8, 9, 10, 11, 23, 24), (12, 13, 14, 15), (16, 17, 18, 19), (0, 1, 20, 2, 3)),
-)
+_NTU_PARTS = (*((4, 5, 6, 7, 21, 22), (8, 9, 10, 11, 23, 24), (12, 13, 14, 15), (16, 17, 18, 19), (0, 1, 20, 2, 3)),)
 _TWO_BODIES = tuple((*part, *(25 + joint for joint in part)) for part in _NTU_PARTS)
 
 
@@ -76,9 +74,7 @@ class SkeletonNetConfig(NetworkConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(self.widths) != len(self.depths) or min((*self.widths, *self.depths), default=0) < 1:
-            raise ValueError(
-                f"widths and depths must be as many and at least 1, got {self.widths} and {self.depths}"
-            )
+            raise ValueError(f"widths and depths must be as many and at least 1, got {self.widths} and {self.depths}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
         if not 0 <= self.dropout < 1:

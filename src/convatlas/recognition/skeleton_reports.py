@@ -186,7 +186,9 @@ def subsets_table(
             rows.append([", ".join(names[index] for index in chosen), *accuracies, told])
     gain = means[tuple(range(len(names)))] - max(means[(index,)] for index in range(len(names)))
     highlight: Any = dict.fromkeys(("mean", "product", "max", "weighted"), "max")
-    caption = f"Accuracy. All of them, by the mean, gain {100 * gain:+.2f} points on the best one.".replace("-", "\u2212")
+    caption = f"Accuracy. All of them, by the mean, gain {100 * gain:+.2f} points on the best one.".replace(
+        "-", "\u2212"
+    )
     columns = ["networks", "mean", "product", "max", "weighted", "weights, of validation"]
     return Table("Every subset", columns, rows, caption, highlight), gain
 

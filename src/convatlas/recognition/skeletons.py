@@ -195,7 +195,7 @@ class Skeletons(GradientTask):
         if self.is_ensemble:
             fixed |= {"fusion": self.fusion, "weights": self.fusion_weights}
         network: Any = model_config(self.model, **self.options, **fixed).build()
-        return network  # type: ignore[no-any-return]
+        return network
 
     def _parts(self) -> tuple[tuple[int, ...], ...]:
         if self.parts is not None:
@@ -232,7 +232,7 @@ class Skeletons(GradientTask):
         self._read_splits()
         if not resume:
             opened = Run.create(run, self.name, settings)
-        self.network = self._build()
+        ensemble: Any = self._build()
         for name, model in MEMBERS.items():
             known = {entry.name for entry in dataclasses.fields(model_config(model))}
             own = {key: value for key, value in self.options.items() if key in known}
@@ -240,14 +240,14 @@ class Skeletons(GradientTask):
             one.splits = self.splits
             part = opened.folder / name
             one.fit(part, training, resume=Run(part).config.is_file())
-            self.network.members[name].load_state_dict(one.network.state_dict())  # type: ignore[union-attr]
+            ensemble.members[name].load_state_dict(one.network.state_dict())
+        self.network = ensemble
         if self.fusion == "weighted":
             val = self.splits["val"]
             scores = torch.from_numpy(self.member_probabilities(val))
             self.fusion_weights = best_fusion_weights(scores, torch.from_numpy(val.labels))
-            trained = self.network.state_dict()
             self.network = self._build()
-            self.network.load_state_dict(trained)
+            self.network.load_state_dict(ensemble.state_dict())
         self.network.eval()
         self.save(opened.best)
         report = self.report(opened)
