@@ -95,7 +95,7 @@ def test_broken_ntu_files_are_told(tmp_path: Path, text: str, message: str):
 def test_view_does_not_depend_on_place_and_direction():
     clip = RANDOM.normal(size=(7, 6, 3))
     view = normalise_view(clip, 0, 1, 2, 3)
-    np.testing.assert_allclose(normalise_view(_turned(clip, 1.1) + [3, -2, 5], 0, 1, 2, 3), view, atol=1e-12)
+    np.testing.assert_allclose(normalise_view(_turned(clip, 1.1) + np.array([3, -2, 5]), 0, 1, 2, 3), view, atol=1e-12)
     np.testing.assert_allclose(view[0, 0], 0, atol=1e-15)
     np.testing.assert_allclose(view[0, 1, :2], 0, atol=1e-12)
     assert view[0, 1, 2] > 0
@@ -256,5 +256,5 @@ def test_splits_and_items():
     assert items[(3, 5)]["clip"].shape == (45, 12)
     assert items[(3, 5)]["clip"].equal(items[(3, 5)]["clip"])
     assert not items[(3, 5)]["clip"].equal(items[(3, 6)]["clip"])
-    with pytest.raises(DataError, match="has 10 clips, but a split needs at least 11"):
-        stratified(clips, {str(number): 1 / 11 for number in range(11)}, 0)
+    with pytest.raises(DataError, match="clips, but a split needs at least 31"):
+        stratified(clips, {str(number): 1 / 31 for number in range(31)}, 0)

@@ -18,7 +18,9 @@ def _scores(*shape: int) -> torch.Tensor:
 def test_rules():
     scores = _scores(3, 4, 5)
     torch.testing.assert_close(fuse_scores(scores), scores.mean(0))
-    torch.testing.assert_close(fuse_scores(list(scores), "product"), scores.prod(0) / scores.prod(0).sum(1, keepdim=True))
+    torch.testing.assert_close(
+        fuse_scores(list(scores), "product"), scores.prod(0) / scores.prod(0).sum(1, keepdim=True)
+    )
     torch.testing.assert_close(fuse_scores(scores, "max"), scores.amax(0))
     expected = (2 * scores[0] + scores[2]) / 3
     torch.testing.assert_close(fuse_scores(scores, "weighted", (4, 0, 2)), expected)  # only the ratios matter
@@ -60,5 +62,5 @@ def test_bad_arguments_are_told():
         fuse_scores(scores, weights=(1, 1))
     with pytest.raises(ValueError, match=r"scores must be \(B, K\) of one shape, got \(3, 4\), \(2, 4\)"):
         fuse_scores([scores[0], scores[1, :2]])
-    with pytest.raises(ValueError, match="step must divide 1, got 0.3"):
+    with pytest.raises(ValueError, match=r"step must divide 1, got 0\.3"):
         best_fusion_weights(scores, torch.zeros(3), step=0.3)

@@ -92,7 +92,7 @@ def test_one_network_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
     data = _write(tmp_path / "figures.npz", 90, 1)
     task = Skeletons(data=str(data), model="skeleton_body_part", frames=12, options={"widths": [12], "depths": [1]})
-    training = Training(**{**Skeletons.defaults, **SHORT, "epochs": 10})
+    training = Training(**{**Skeletons.defaults, **SHORT, "epochs": 8})
     report = task.fit(tmp_path / "run", training)
     assert task.quality()["accuracy"] > 0.5  # chance is 1/6
     assert "chosen by validation accuracy" in report.summary

@@ -126,7 +126,7 @@ def read_ntu_skeleton(path: str | Path) -> npt.NDArray[np.float32]:
         DataError: the file is not of this form, or no body is tracked in any frame.
     """
     try:
-        lines = iter(Path(path).read_text(encoding="ascii").split("\n"))
+        lines = iter(Path(path).read_text(encoding="ascii").splitlines())
         frames = int(next(lines))
         bodies: dict[str, dict[int, Array]] = {}
         for frame in range(frames):

@@ -109,12 +109,12 @@ class Skeletons(GradientTask):
     started_from: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        config = model_config(self.model, **self.options)  # unknown names are told before any data are read
-        if not isinstance(config, SkeletonNetConfig):
-            raise Unsupported(f"{self.model} is not a network for skeletons")
         for name in _FROM_DATA:
             if name in self.options:
                 raise ValueError(f"options must not hold {name}: it follows from the data or is a setting of its own")
+        config = model_config(self.model, **self.options)  # unknown names are told before any data are read
+        if not isinstance(config, SkeletonNetConfig):
+            raise Unsupported(f"{self.model} is not a network for skeletons")
         if self.weights is not None and self.is_ensemble:
             raise ValueError("weights must be left out for the ensemble: each of its networks is trained by itself")
         if self.protocol not in ("random", "cross_subject", "cross_view"):
