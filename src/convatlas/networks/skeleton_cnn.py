@@ -417,7 +417,8 @@ class EnsemNN(nn.Module):
 
     def scores(self, x: Tensor) -> list[Tensor]:
         """Class probabilities (B, num_classes) of each of the four networks."""
-        return [member(x).float().softmax(1).to(x.dtype) for member in self.members.values()]
+        logits = [member(x) for member in self.members.values()]
+        return [each.softmax(1, torch.promote_types(each.dtype, torch.float32)).to(each.dtype) for each in logits]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithms of the fused class probabilities (B, num_classes) of clips (B, joints * dim, frames).

@@ -34,7 +34,7 @@ def fuse_scores(
     """
     if method not in get_args(Fusion):
         raise unknown("method", method, get_args(Fusion))
-    if not len(scores) or len({each.shape for each in scores}) > 1 or scores[0].dim() != 2:
+    if not len(scores) or any(each.shape != scores[0].shape for each in scores) or scores[0].dim() != 2:
         shapes = ", ".join(str(tuple(each.shape)) for each in scores) or "none"
         raise ValueError(f"scores must be (B, K) of one shape, got {shapes}")
     stacked = torch.stack(list(scores))

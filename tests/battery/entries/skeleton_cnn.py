@@ -18,7 +18,16 @@ def _clips(model: torch.nn.Module, batch: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(batch, model.config.coordinates, model.config.frames),)
 
 
+_PROBABILITIES = dict.fromkeys(
+    (
+        *("linear_interpretation_is_exact", "linear_scope_runs_beside_the_network"),
+        "tangent_interpretation_is_the_jacobian",
+    ),
+    "its answers are fused probabilities, no logits; its members are interpreted",
+)
+
 NETWORKS = [
-    Network("ensem_nn", _SMALL, _clips),
-    Network("skeleton_difference", {**_SHARED, "dim": 2}, _clips),
+    Network("skeleton_two_stream", _SHARED, _clips),
+    Network("skeleton_attention", {**_SHARED, "dim": 2, "reduction": 2}, _clips),
+    Network("ensem_nn", _SMALL, _clips, _PROBABILITIES),
 ]
