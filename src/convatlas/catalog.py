@@ -44,7 +44,9 @@ TASKS: dict[str, str] = {
     "poisson": "physics.poisson:Poisson",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
+    "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",
+    "waves": "physics.wave:Waves",
 }
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
@@ -70,6 +72,7 @@ LAYERS: dict[str, str | dict[int, str]] = {
     "ela": "nn.mixers.ela:ELA",
     "fdconv": {2: "nn.conv.fdconv:FDConv2d"},
     "hypercomplex": {dims: f"nn.conv.hypercomplex:PHConv{dims}d" for dims in (1, 2, 3)},
+    "one_way": {dims: f"nn.conv.one_way:OneWayConv{dims}d" for dims in (1, 2, 3)},
     "quaternion": {dims: f"nn.conv.hypercomplex:QuaternionConv{dims}d" for dims in (1, 2, 3)},
     "squeeze_excite": "nn.mixers.squeeze_excite:SqueezeExcite",
     "ulsam": "nn.mixers.ulsam:ULSAM",

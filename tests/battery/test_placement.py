@@ -51,6 +51,11 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (("fdconv", "cross_d_conv"), ("dcdm_64", "r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
+        ("fdconv", "cross_d_conv"),
+        ("r3d_18", "skeleton_two_stream", "uniformer3d_small_split"),
+        "the layer is for images only",
+    ),
+    (
         ("weighted_conv",),
         ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
         "a density has a middle, and its convolutions have even kernels or are called by the operator around them",

@@ -26,6 +26,7 @@ from convatlas.bench import (
     hypercomplex,
     inception,
     networks,
+    one_way,
     pixel_shuffle,
     ratio,
     scattering,
@@ -75,6 +76,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)
     monkeypatch.setattr(
         hypercomplex, "create_model", lambda name, n: create_model(name, depths=(1, 1), widths=(12, 12), n=n)
+    )
+    monkeypatch.setattr(one_way, "SIZES", ((1, 4, 3, 6, 2, 1), (1, 64, 3, 4, 2, 1)))
+    monkeypatch.setattr(one_way, "SURROGATE_BATCH", 1)
+    monkeypatch.setattr(
+        one_way, "create_model", lambda name, **options: create_model(name, widths=(4, 4), depth=1, **options)
     )
     small = {"depths": (1, 1), "widths": (4, 4), "stem_width": 4}
     monkeypatch.setattr(tract, "create_model", lambda name, **options: create_model(name, **options, **small))

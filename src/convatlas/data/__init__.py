@@ -11,4 +11,9 @@ transforms      the evaluation preprocessing and the training augmentation of on
 rand_augment    RandAugment
 mixing          mixup and CutMix of a batch
 dataset         the torch Dataset over a set of images
+skeletons       moving joints: NTU RGB+D files, view, resampling
+skeleton_sets   labelled sets of them, and the torch Dataset over one
+stick_figures   simulated actions
+wave_fem        the wave equation by finite elements, and scenes of it
+wave_files      sequences of waves in NPZ files
 """
