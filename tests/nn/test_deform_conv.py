@@ -33,7 +33,7 @@ def test_names_and_shapes_are_those_of_the_authors():
         "conv_offset.bias": (18,),
     }
     with torch.device("meta"):
-        plain = DeformConv2d(8, 9, 3, padding=1)
+        plain = DeformConv2d(256, 256, 3, padding=1)
         modulated = DeformConv2d(4, 4, (3, 2), bias=False, offset_groups=2, modulated=True)
     assert {name: tuple(value.shape) for name, value in plain.state_dict().items()} == shapes
     assert set(modulated.state_dict()) == {"weight", "conv_offset.weight", "conv_offset.bias"}

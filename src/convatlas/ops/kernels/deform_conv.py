@@ -45,9 +45,9 @@ if importlib.util.find_spec("triton") is not None:
         return sample, y, x, factor, moved, at
 
     @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-    def _read_pixel(
-        x, sample, row, column, height, width, there, channels, channel, inside_channel, work: tl.constexpr
-    ):  # type: ignore[no-untyped-def]
+    def _read_pixel(  # type: ignore[no-untyped-def]
+        x, sample, row, column, height, width, there, channels, channel, inside_channel, work: tl.constexpr,
+    ):  # fmt: skip
         inside = there & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         at = ((sample * height + row) * width + column) * channels
         seen = inside[:, None] & inside_channel[None, :]
