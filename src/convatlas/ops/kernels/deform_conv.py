@@ -24,6 +24,8 @@ if importlib.util.find_spec("triton") is not None:
     import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
     import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
+    from convatlas.ops.kernels.bilinear import interpolate, scatter
+
     @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
     def _read_place(  # type: ignore[no-untyped-def]
         offset, mask, position, there, group, tap, groups, size_y, size_x, stride_y, stride_x, padding_y, padding_x,
@@ -43,37 +45,6 @@ if importlib.util.find_spec("triton") is not None:
         if masked:
             factor = tl.load(mask + at, mask=there, other=0).to(work)
         return sample, y, x, factor, moved, at
-
-    @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-    def _read_pixel(  # type: ignore[no-untyped-def]
-        x, sample, row, column, height, width, there, channels, channel, inside_channel, work: tl.constexpr,
-    ):  # fmt: skip
-        inside = there & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        at = ((sample * height + row) * width + column) * channels
-        seen = inside[:, None] & inside_channel[None, :]
-        place = at[:, None] + channel[None, :]
-        return tl.load(x + place, mask=seen, other=0).to(work), place, seen
-
-    @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-    def _interpolate(  # type: ignore[no-untyped-def]
-        x, sample, y_at, x_at, height, width, there, channels, channel, inside_channel, work: tl.constexpr,
-    ):  # fmt: skip
-        top = tl.floor(y_at)
-        left = tl.floor(x_at)
-        down = (y_at - top)[:, None]
-        right = (x_at - left)[:, None]
-        row = top.to(tl.int64)
-        column = left.to(tl.int64)
-        a, _, _ = _read_pixel(x, sample, row, column, height, width, there, channels, channel, inside_channel, work)
-        b, _, _ = _read_pixel(x, sample, row, column + 1, height, width, there, channels, channel, inside_channel, work)
-        c, _, _ = _read_pixel(x, sample, row + 1, column, height, width, there, channels, channel, inside_channel, work)
-        d, _, _ = _read_pixel(
-            x, sample, row + 1, column + 1, height, width, there, channels, channel, inside_channel, work
-        )
-        value = (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
-        by_y = (1 - right) * (c - a) + right * (d - b)
-        by_x = (1 - down) * (b - a) + down * (d - c)
-        return value, by_y, by_x
 
     @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
     def _forward_kernel(  # type: ignore[no-untyped-def]
@@ -102,8 +73,18 @@ if importlib.util.find_spec("triton") is not None:
                 for start in range(0, part, inners):
                     run = start + tl.arange(0, inners)
                     has_run = run < part
-                    value, _, _ = _interpolate(
-                        x, sample, at_y, at_x, height, width, there, channels, first + run, has_run, work
+                    value, _, _ = interpolate(
+                        x,
+                        sample * height * width,
+                        at_y,
+                        at_x,
+                        height,
+                        width,
+                        there,
+                        channels,
+                        first + run,
+                        has_run,
+                        work,
                     )
                     kernel = ((tap * inner + number * part + run) * outputs)[:, None] + out[None, :]
                     w = tl.load(weight + kernel, mask=has_run[:, None] & has_out[None, :], other=0).to(work)
@@ -127,10 +108,6 @@ if importlib.util.find_spec("triton") is not None:
             offset, mask, position, there, group, tap, groups, size_y, size_x, stride_y, stride_x, padding_y,
             padding_x, dilation_y, dilation_x, columns, taps, masked, work,
         )  # fmt: skip
-        row = tl.floor(at_y).to(tl.int64)
-        column = tl.floor(at_x).to(tl.int64)
-        down = (at_y - tl.floor(at_y))[:, None]
-        right = (at_x - tl.floor(at_x))[:, None]
         by_y = tl.zeros((positions,), dtype=work)
         by_x = tl.zeros((positions,), dtype=work)
         by_factor = tl.zeros((positions,), dtype=work)
@@ -150,22 +127,16 @@ if importlib.util.find_spec("triton") is not None:
                     kernel = ((tap * inner + first % inner + run) * outputs)[None, :] + out[:, None]
                     w = tl.load(weight + kernel, mask=has_run[None, :] & has_out[:, None], other=0).to(work)
                     back += tl.dot(grown, w, out_dtype=work, input_precision="ieee")
-                value, change_y, change_x = _interpolate(
-                    x, sample, at_y, at_x, height, width, there, channels, first + run, has_run, work
+                value, change_y, change_x = interpolate(
+                    x, sample * height * width, at_y, at_x, height, width, there, channels, first + run, has_run, work
                 )
                 by_factor += tl.sum(back * value, axis=1)
                 back *= factor[:, None]
                 by_y += tl.sum(back * change_y, axis=1)
                 by_x += tl.sum(back * change_x, axis=1)
-                for corner in range(4):
-                    below = corner // 2
-                    beside = corner % 2
-                    share = tl.where(below == 1, down, 1 - down) * tl.where(beside == 1, right, 1 - right)
-                    _, place, seen = _read_pixel(
-                        x, sample, row + below, column + beside, height, width, there, channels, first + run, has_run,
-                        work,
-                    )  # fmt: skip
-                    tl.atomic_add(dx + place, back * share, mask=seen)
+                scatter(
+                    dx, back, sample * height * width, at_y, at_x, height, width, there, channels, first + run, has_run
+                )
         tl.store(d_offset + moved, by_y, mask=there)
         tl.store(d_offset + moved + size_y * size_x, by_x, mask=there)
         if masked:
@@ -197,8 +168,8 @@ if importlib.util.find_spec("triton") is not None:
                 offset, mask, position, there, group, tap, groups, size_y, size_x, stride_y, stride_x, padding_y,
                 padding_x, dilation_y, dilation_x, columns, taps, masked, work,
             )  # fmt: skip
-            value, _, _ = _interpolate(
-                x, sample, at_y, at_x, height, width, there, channels, first + run, has_run, work
+            value, _, _ = interpolate(
+                x, sample * height * width, at_y, at_x, height, width, there, channels, first + run, has_run, work
             )
             seen = there[:, None] & has_out[None, :]
             grown = tl.load(g + position[:, None] * outputs + out[None, :], mask=seen, other=0).to(work)
