@@ -22,13 +22,16 @@ from convatlas.ops.bilinear import bilinear_corners, weighted_rows
 __all__ = ["deform_attention", "level_starts", "pixel_centres"]
 
 _Shapes = tuple[tuple[int, int], ...]
+#: Channels of a head from which whole rows are faster than single elements, forward and backward.
+_LONG = 24
 
 
 def _auto(value: Tensor, *_: object) -> str:
     if torch.compiler.is_exporting():
         return "naive"  # grid_sample, which every runtime knows
-    on_gpu = value.device.type == "cuda" and not torch.compiler.is_compiling()
-    return "triton" if on_gpu and "triton" in _backends.names else "rows"
+    if value.device.type == "cuda" and not torch.compiler.is_compiling() and "triton" in _backends.names:
+        return "triton"
+    return "rows" if value.shape[-1] >= _LONG else "naive"  # short rows cost more to find than to read
 
 
 _backends = Backends("deform_attention", auto=_auto)
@@ -121,7 +124,7 @@ def _rows(value: Tensor, shapes: _Shapes, locations: Tensor, weights: Tensor) ->
     indices = (sample + start + corners) * heads + torch.arange(heads, device=value.device).view(-1, 1, 1, 1)
     shares = shares * weights.to(dtype)[..., None]
     count = batch * queries * heads
-    bag = shares[0, 0, 0].numel() if count else 0
+    bag = 4 * weights.shape[3] * weights.shape[4]
     table = value.to(dtype).reshape(-1, width)
     y = weighted_rows(table, indices.reshape(count, bag), shares.reshape(count, bag))
     return y.view(batch, queries, heads * width).to(value.dtype)

@@ -20,7 +20,7 @@ OPERATORS = [
             "levels": lambda: (random(2, 24, 2, 5), ((3, 5), (2, 4), (1, 1)), *_places(2, 7, 2, 3, 2)),
             "one_pixel": lambda: (random(1, 1, 1, 1), ((1, 1),), *_places(1, 1, 1, 1, 1)),
         },
-        reaching={"rows": lambda: (random(1, 6, 2, 3), ((2, 3),), *_places(1, 4, 2, 1, 2))},
+        reaching={"rows": lambda: (random(1, 6, 2, 24), ((2, 3),), *_places(1, 4, 2, 1, 2))},
         reaching_on_gpu={"triton": lambda: (random(1, 6, 2, 3), ((2, 3),), *_places(1, 4, 2, 1, 2))},
     ),
 ]
