@@ -17,6 +17,8 @@ from torch import nn
 from convatlas import catalog
 from convatlas.bench import (
     block_fusion,
+    deform_attention,
+    deform_conv,
     depthwise,
     dilated_reparam,
     eca,
@@ -53,6 +55,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
+    monkeypatch.setattr(deform_attention, "SIZES", (((3, 2), 2, 24),))
+    monkeypatch.setattr(deform_conv, "SIZES", ((1, 4, 5), (1, 4, 4), (2, 6, 5)))
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))
     monkeypatch.setattr(block_fusion, "SAMPLES", 1)
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))

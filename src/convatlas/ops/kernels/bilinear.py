@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
-__all__ = ["interpolate", "scatter"]
+__all__: list[str] = []
 
 if importlib.util.find_spec("triton") is not None:
     import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
