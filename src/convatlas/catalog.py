@@ -41,6 +41,7 @@ TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
+    "sequences": "recognition.sequences:SequenceRecognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",
 }
 

@@ -6,6 +6,7 @@ al., Remote Sensing of Environment 2002); both as inputs of Shi et al., arXiv 23
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,8 +46,8 @@ def vegetation_indices(
     """Indices of canopy and chlorophyll from reflectances in [0, 1], of any shape.
 
     WDVI = B8 - a B4; LAI = -ln(1 - WDVI / WDVI_inf) / kappa; TCARI = 3 ((B5 - B4) - 0.2 (B5 - B3) B5 / B4);
-    OSAVI = 1.16 (B8 - B4) / (B8 + B4 + 0.16); their ratio falls as chlorophyll rises. Where B4 or OSAVI is 0, ratios are
-    infinite or NaN; on bare soil, where OSAVI is small, they say nothing.
+    OSAVI = 1.16 (B8 - B4) / (B8 + B4 + 0.16); their ratio falls as chlorophyll rises. Where B4 or OSAVI is 0, ratios
+    are infinite or NaN; on bare soil, where OSAVI is small, they say nothing.
 
     Args:
         bands: reflectances under ``B3``, ``B4``, ``B5`` and ``B8``.
@@ -131,7 +132,7 @@ class SentinelTimeSeries:
 
     Attributes:
         features: ``indices`` (LAI and TCARI / OSAVI of each observation), or ``columns`` (what was measured).
-        start, end: first and last day of the grid.
+        start, end: first and last day of the grid; `fitted` chooses them from data where they are left out.
         step: days between two steps; frequencies mean something on a regular grid only.
         smooth: window of a Savitzky-Golay filter of second order, odd, in steps; 0 for none.
         soil_slope, extinction, wdvi_inf: of `vegetation_indices`.
@@ -142,8 +143,8 @@ class SentinelTimeSeries:
     """
 
     features: Literal["indices", "columns"] = "indices"
-    start: float = 0.0
-    end: float = 200.0
+    start: float | None = None
+    end: float | None = None
     step: float = 5.0
     smooth: int = 0
     soil_slope: float = 1.5
@@ -156,17 +157,36 @@ class SentinelTimeSeries:
             raise ValueError(f"features must be 'indices' or 'columns', got {self.features!r}")
         if self.step <= 0:
             raise ValueError(f"step must be positive, got {self.step}")
-        if len(self.grid) < _LEAST_STEPS:
-            raise ValueError(
-                f"a series must have at least {_LEAST_STEPS} steps, got {len(self.grid)} from day {self.start:g} to "
-                f"{self.end:g} every {self.step:g} days"
-            )
-        if self.smooth and (self.smooth < 3 or self.smooth % 2 == 0 or self.smooth > len(self.grid)):
-            raise ValueError(f"smooth must be 0, or odd from 3 to {len(self.grid)}, got {self.smooth}")
+        if self.smooth and (self.smooth < 3 or self.smooth % 2 == 0):
+            raise ValueError(f"smooth must be 0, or odd and at least 3, got {self.smooth}")
+        if self.start is not None and self.end is not None:
+            steps = len(self.grid)
+            if steps < max(_LEAST_STEPS, self.smooth):
+                raise ValueError(
+                    f"a series must have at least {max(_LEAST_STEPS, self.smooth)} steps, got {steps} from day "
+                    f"{self.start:g} to {self.end:g} every {self.step:g} days"
+                )
+
+    def fitted(self, series: SeriesSet) -> SentinelTimeSeries:
+        """The same with a grid from the median first to the median last day of the observations, where it is not given.
+
+        Raises:
+            ValueError: the grid would have fewer than 8 steps.
+        """
+        observed = [days for days in series.days if len(days)]
+        start = float(np.floor(np.median([days[0] for days in observed]))) if self.start is None else self.start
+        end = float(np.ceil(np.median([days[-1] for days in observed]))) if self.end is None else self.end
+        return dataclasses.replace(self, start=start, end=end)
 
     @property
     def grid(self) -> Floats:
-        """The days of the steps."""
+        """The days of the steps.
+
+        Raises:
+            ValueError: the first or the last day is not chosen yet.
+        """
+        if self.start is None or self.end is None:
+            raise ValueError(f"start and end must be given, or chosen by fitted(), got {self.start} and {self.end}")
         return np.arange(self.start, self.end + 1e-9, self.step)
 
     def __call__(self, series: SeriesSet) -> GridSeries:

@@ -115,10 +115,10 @@ def join_series(sets: Sequence[SeriesSet]) -> SeriesSet:
 
 
 def read_series(path: str | Path, *, season_start: str = "01-01") -> SeriesSet:
-    """Read a table with the columns ``id`` and ``date``, one for each band, and ``label`` and ``field`` if there are any.
+    """Read a table with the columns ``id`` and ``date``, one for each band, and ``label`` and ``field`` if there are.
 
-    A row is one observation of a pixel. A date is YYYY-MM-DD, or a number of days. Empty cells are missing values. Pixels
-    without a ``field`` are a field each.
+    A row is one observation of a pixel. A date is YYYY-MM-DD, or a number of days. Empty cells are missing values.
+    Pixels without a ``field`` are a field each.
 
     Args:
         path: a CSV file.
@@ -223,8 +223,8 @@ def write_series(series: SeriesSet, path: str | Path) -> None:
 def split_by_field(series: SeriesSet, fractions: Mapping[str, float], seed: int) -> dict[str, SeriesSet]:
     """Split pixels so that no field lies in two parts, with every class in every part.
 
-    Pixels of one field are alike: split at random, they would tell the answers of the test. A field counts as one of the
-    class of most of its pixels.
+    Pixels of one field are alike: split at random, they would tell the answers of the test. A field counts as one of
+    the class of most of its pixels.
 
     Args:
         series: labelled pixels.

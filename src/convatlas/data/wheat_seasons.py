@@ -1,7 +1,7 @@
 """Simulated seasons of winter wheat as Sentinel-2 sees it: healthy, with yellow rust, or short of nitrogen.
 
-The real series of Shi et al., arXiv 2306.17207, are not public. Leaf area follows a double logistic curve, chlorophyll a
-plateau; the stresses act on both, and a simple empirical canopy turns them into reflectances.
+The real series of Shi et al., arXiv 2306.17207, are not public. Leaf area follows a double logistic curve,
+chlorophyll a plateau; the stresses act on both, and a simple empirical canopy turns them into reflectances.
 """
 
 from __future__ import annotations
