@@ -87,7 +87,7 @@ class _Field:
         self.shift = effect * random.normal(0, 6)
         self.density = 1 + effect * random.normal(0, 0.06)
         self.soil = effect * random.normal(0, 0.01)
-        self.calibration = 1 + effect * random.normal(0, 0.04, len(_BANDS))
+        self.calibration = 1 + effect * random.normal(0, 0.02, len(_BANDS))
         self.rise, self.fall = random.uniform(0.07, 0.10), random.uniform(0.10, 0.14)
 
     def reflectance(self, random: np.random.Generator, label: int, onset: float, days: Floats) -> Floats:
