@@ -45,7 +45,7 @@ class ConvConfig(SequenceConfig):
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
 
-    def build(self) -> ConvSequenceNet:
+    def build(self) -> SequenceClassifier:
         return ConvSequenceNet(self)
 
 
