@@ -49,10 +49,10 @@ if importlib.util.find_spec("triton") is not None:
         total = tl.zeros((block, channels), dtype=work)
         for level in range(levels):
             for point in range(points):
-                _, at_y, at_x, weight, height, width, start = _read_point(
+                _at, at_y, at_x, weight, height, width, start = _read_point(
                     locations, weights, shapes, query, there, head, heads, level, levels, point, points, work
                 )
-                seen, _, _ = interpolate(
+                seen, _by_y, _by_x = interpolate(
                     value, query // queries * pixels + start, at_y, at_x, height, width, there, heads * size,
                     head * size + run, has_run, work,
                 )  # fmt: skip

@@ -50,7 +50,7 @@ if importlib.util.find_spec("triton") is not None:
     def _forward_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, weight, y, count, channels, outputs, inner, height, width, groups, size_y, size_x, stride_y,
         stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
     ):  # fmt: skip
         # One program makes some output channels of one group at some positions. x and y lie with channels last, the
         # weight as (taps, inner, outputs). A part is a run of channels in one group of each kind.
@@ -66,14 +66,14 @@ if importlib.util.find_spec("triton") is not None:
             first = conv_group * inner + number * part
             group = first // (channels // groups)
             for tap in range(taps):
-                sample, at_y, at_x, factor, _, _ = _read_place(
+                sample, at_y, at_x, factor, _moved, _at = _read_place(
                     offset, mask, position, there, group, tap, groups, size_y, size_x, stride_y, stride_x, padding_y,
                     padding_x, dilation_y, dilation_x, columns, taps, masked, work,
                 )  # fmt: skip
                 for start in range(0, part, inners):
                     run = start + tl.arange(0, inners)
                     has_run = run < part
-                    value, _, _ = interpolate(
+                    value, _by_y, _by_x = interpolate(
                         x,
                         sample * height * width,
                         at_y,
@@ -88,7 +88,7 @@ if importlib.util.find_spec("triton") is not None:
                     )
                     kernel = ((tap * inner + number * part + run) * outputs)[:, None] + out[None, :]
                     w = tl.load(weight + kernel, mask=has_run[:, None] & has_out[None, :], other=0).to(work)
-                    total += tl.dot(value * factor[:, None], w, out_dtype=work, input_precision="ieee")
+                    total += tl.dot(value * factor[:, None], w, out_dtype=work, input_precision=precision)
         place = position[:, None] * outputs + out[None, :]
         tl.store(y + place, total.to(y.dtype.element_ty), mask=there[:, None] & has_out[None, :])
 
@@ -96,7 +96,7 @@ if importlib.util.find_spec("triton") is not None:
     def _input_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, weight, g, dx, d_offset, d_mask, count, channels, outputs, inner, height, width, groups,
         size_y, size_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
     ):  # fmt: skip
         # One program takes one tap and offset group back at some positions.
         position = tl.program_id(0).to(tl.int64) * positions + tl.arange(0, positions)
@@ -126,7 +126,7 @@ if importlib.util.find_spec("triton") is not None:
                     grown = tl.load(g + position[:, None] * outputs + out[None, :], mask=seen, other=0).to(work)
                     kernel = ((tap * inner + first % inner + run) * outputs)[None, :] + out[:, None]
                     w = tl.load(weight + kernel, mask=has_run[None, :] & has_out[:, None], other=0).to(work)
-                    back += tl.dot(grown, w, out_dtype=work, input_precision="ieee")
+                    back += tl.dot(grown, w, out_dtype=work, input_precision=precision)
                 value, change_y, change_x = interpolate(
                     x, sample * height * width, at_y, at_x, height, width, there, channels, first + run, has_run, work
                 )
@@ -146,7 +146,7 @@ if importlib.util.find_spec("triton") is not None:
     def _weight_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, g, d_weight, count, channels, outputs, inner, height, width, groups, size_y, size_x,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts, blocks, split,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
     ):  # fmt: skip
         # One program sums the gradient of a tile of the weight of one tap over some positions.
         tap = tl.program_id(0) % taps
@@ -164,16 +164,16 @@ if importlib.util.find_spec("triton") is not None:
         for step in range(0, split, positions):
             position = chunk.to(tl.int64) * split + step + tl.arange(0, positions)
             there = position < count
-            sample, at_y, at_x, factor, _, _ = _read_place(
+            sample, at_y, at_x, factor, _moved, _at = _read_place(
                 offset, mask, position, there, group, tap, groups, size_y, size_x, stride_y, stride_x, padding_y,
                 padding_x, dilation_y, dilation_x, columns, taps, masked, work,
             )  # fmt: skip
-            value, _, _ = interpolate(
+            value, _by_y, _by_x = interpolate(
                 x, sample * height * width, at_y, at_x, height, width, there, channels, first + run, has_run, work
             )
             seen = there[:, None] & has_out[None, :]
             grown = tl.load(g + position[:, None] * outputs + out[None, :], mask=seen, other=0).to(work)
-            total += tl.dot(tl.trans(value * factor[:, None]), grown, out_dtype=work, input_precision="ieee")
+            total += tl.dot(tl.trans(value * factor[:, None]), grown, out_dtype=work, input_precision=precision)
         place = ((tap * inner + first % inner + run) * outputs)[:, None] + out[None, :]
         tl.atomic_add(d_weight + place, total, mask=has_run[:, None] & has_out[None, :])
 
@@ -191,11 +191,13 @@ def _geometry(x: Tensor, offset: Tensor, weight: Tensor, place: list[int]) -> tu
 
 def _blocks(x: Tensor, weight: Tensor, part: int) -> dict[str, Any]:
     of_group = weight.shape[0] * weight.shape[1] // x.shape[1]
+    double = x.dtype == torch.float64
     return {
-        "positions": _POSITIONS,
+        "positions": _POSITIONS // 2 if double else _POSITIONS,
         "inners": min(_INNER, max(_LEAST, triton.next_power_of_2(part))),
         "outers": min(_OUTER, max(_LEAST, triton.next_power_of_2(of_group))),
-        "work": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "work": tl.float64 if double else tl.float32,
+        "precision": "tf32" if x.dtype in (torch.float16, torch.bfloat16) else "ieee",
     }
 
 
@@ -209,7 +211,7 @@ def deform_conv(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, 
     if y.numel():
         blocks = _blocks(x, weight, geometry[-2])
         groups = channels // inner
-        grid = (triton.cdiv(count, _POSITIONS), groups, triton.cdiv(outputs // groups, blocks["outers"]))
+        grid = (triton.cdiv(count, blocks["positions"]), groups, triton.cdiv(outputs // groups, blocks["outers"]))
         _forward_kernel[grid](
             x.permute(0, 2, 3, 1).contiguous(), offset.contiguous(), offset if mask is None else mask.contiguous(),
             weight.permute(2, 3, 1, 0).contiguous(), y, *geometry, masked=mask is not None, **blocks,
@@ -241,7 +243,7 @@ def _gradients(
     if grown.numel():
         blocks = _blocks(x, weight, part)
         outers = triton.cdiv(outputs // groups, blocks["outers"])
-        _input_kernel[(triton.cdiv(count, _POSITIONS), taps, offset_groups)](
+        _input_kernel[(triton.cdiv(count, blocks["positions"]), taps, offset_groups)](
             pixels, moves, factors, kernel, grown, dx, d_offset, d_mask, *geometry, masked=mask is not None, **blocks,
         )  # fmt: skip
         inners = triton.cdiv(part, blocks["inners"])
