@@ -50,7 +50,8 @@ if importlib.util.find_spec("triton") is not None:
     def _forward_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, weight, y, count, channels, outputs, inner, height, width, groups, size_y, size_x, stride_y,
         stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        precision: tl.constexpr,
     ):  # fmt: skip
         # One program makes some output channels of one group at some positions. x and y lie with channels last, the
         # weight as (taps, inner, outputs). A part is a run of channels in one group of each kind.
@@ -96,7 +97,8 @@ if importlib.util.find_spec("triton") is not None:
     def _input_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, weight, g, dx, d_offset, d_mask, count, channels, outputs, inner, height, width, groups,
         size_y, size_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        precision: tl.constexpr,
     ):  # fmt: skip
         # One program takes one tap and offset group back at some positions.
         position = tl.program_id(0).to(tl.int64) * positions + tl.arange(0, positions)
@@ -146,7 +148,8 @@ if importlib.util.find_spec("triton") is not None:
     def _weight_kernel(  # type: ignore[no-untyped-def]
         x, offset, mask, g, d_weight, count, channels, outputs, inner, height, width, groups, size_y, size_x,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, columns, taps, part, parts, blocks, split,
-        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr, precision: tl.constexpr,
+        masked: tl.constexpr, positions: tl.constexpr, inners: tl.constexpr, outers: tl.constexpr, work: tl.constexpr,
+        precision: tl.constexpr,
     ):  # fmt: skip
         # One program sums the gradient of a tile of the weight of one tap over some positions.
         tap = tl.program_id(0) % taps
