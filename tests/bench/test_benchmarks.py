@@ -24,6 +24,7 @@ from convatlas.bench import (
     eca,
     fdconv,
     fft_conv,
+    fourier_conv,
     hypercomplex,
     inception,
     networks,
@@ -62,6 +63,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))
+    monkeypatch.setattr(fourier_conv, "SIZES", ((2, 1, 2, 9), (2, 2, 3, 11)))
     monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
     monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))

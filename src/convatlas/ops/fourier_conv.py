@@ -17,12 +17,24 @@ from convatlas.ops.precision import without_autocast
 
 __all__ = ["fourier_conv1d"]
 
-#: Up to this length products with the matrices of the transforms are faster than fast transforms.
-_SHORT = 128
+#: Up to this length products with the matrices of the transforms are faster than fast transforms, if there are few
+#: channels, or if the length has a prime factor that transforms are slow for.
+_SHORT, _FEW, _FAST_FACTORS = 80, 128, (2, 3, 5, 7)
 
 
-def _auto(x: Tensor, *_: object) -> str:
-    return "matmul" if x.shape[-1] <= _SHORT else "naive"
+def _auto(x: Tensor, weight: Tensor, *_: object) -> str:
+    length = x.shape[-1]
+    if length > _SHORT:
+        return "naive"
+    few = weight.shape[0] * weight.shape[1] <= _FEW
+    return "matmul" if few or not _transforms_fast(length) else "naive"
+
+
+def _transforms_fast(length: int) -> bool:
+    for factor in _FAST_FACTORS:
+        while length % factor == 0:
+            length //= factor
+    return length == 1
 
 
 _backends = Backends("fourier_conv1d", auto=_auto)
@@ -39,7 +51,7 @@ def fourier_conv1d(x: Tensor, weight: Tensor, first: int = 0, *, backend: str = 
         weight: W (O, I, m, 2), real and imaginary parts, for frequencies in cycles per signal.
         first: the lowest of them.
         backend: ``auto``; ``naive`` (fast Fourier transforms); ``matmul`` (products with the matrices of the
-            transforms at these frequencies, faster for short signals).
+            transforms at these frequencies).
 
     Returns:
         (B, O, T) in the type of x.
@@ -95,7 +107,8 @@ def _waves(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines and sines (T, m) of the frequencies, and how many of the whole spectrum each stands for, (m)."""
     frequencies = torch.arange(first, first + modes, device=device)
-    turns = torch.outer(torch.arange(length, device=device), frequencies) % length  # so that angles keep their digits
-    angles = turns.double() * (2 * math.pi / length)
+    steps = torch.arange(length, device=device)
+    turns = torch.outer(steps, frequencies) % length  # so that angles keep their digits
+    angles = steps.double() * (2 * math.pi / length)
     count = torch.where((frequencies == 0) | (2 * frequencies == length), 1.0, 2.0)
-    return angles.cos().to(dtype), angles.sin().to(dtype), count.to(dtype)
+    return angles.cos().to(dtype)[turns], angles.sin().to(dtype)[turns], count.to(dtype)

@@ -15,7 +15,7 @@ def _series(model: Any, batch: int) -> tuple[Tensor, ...]:
     return (torch.randn(batch, model.in_channels, model.config.length),)
 
 
-_SMALL: dict[str, Any] = {"length": 9, "widths": (4, 8), "num_classes": 4, "capsule_dim": 4, "class_dim": 3}
+_SMALL: dict[str, Any] = {"length": 9, "widths": (8,), "num_classes": 4, "capsule_dim": 4, "class_dim": 3}
 
 NETWORKS = [
     Network("ffdnn", {**_SMALL, "band": (1, 5), "padding": "linear", "in_channels": 3}, _series),
