@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convatlas.errors import Unsupported
 from convatlas.ops.backend import Backends
-from convatlas.ops.bilinear import bilinear_corners, weighted_rows
+from convatlas.ops.bilinear import bilinear_corners, index_type, weighted_rows
 
 __all__ = ["deform_attention", "level_starts", "pixel_centres"]
 
@@ -115,13 +115,15 @@ def _rows(value: Tensor, shapes: _Shapes, locations: Tensor, weights: Tensor) ->
     batch, pixels, heads, width = value.shape
     queries = weights.shape[1]
     dtype = torch.promote_types(value.dtype, torch.float32)
-    sizes = torch.tensor(shapes, device=value.device)
+    kind = index_type(batch * pixels * heads)
+    sizes = torch.tensor(shapes, device=value.device, dtype=torch.int32)
     places = locations.to(dtype) * sizes.flip(1)[:, None] - 0.5
     corners, shares = bilinear_corners(places[..., 1], places[..., 0], sizes[:, :1], sizes[:, 1:])
     # Rows of the table: sample, pixel of all levels, head.
-    start = torch.tensor(level_starts(shapes), device=value.device).view(-1, 1, 1)
-    sample = torch.arange(batch, device=value.device).view(-1, 1, 1, 1, 1, 1) * pixels
-    indices = (sample + start + corners) * heads + torch.arange(heads, device=value.device).view(-1, 1, 1, 1)
+    start = torch.tensor(level_starts(shapes), device=value.device, dtype=kind).view(-1, 1, 1)
+    sample = torch.arange(batch, device=value.device, dtype=kind).view(-1, 1, 1, 1, 1, 1) * pixels
+    head = torch.arange(heads, device=value.device, dtype=kind).view(-1, 1, 1, 1)
+    indices = (sample + start + corners) * heads + head
     shares = shares * weights.to(dtype)[..., None]
     count = batch * queries * heads
     bag = 4 * weights.shape[3] * weights.shape[4]

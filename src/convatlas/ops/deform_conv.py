@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convatlas.errors import Unsupported
 from convatlas.ops.backend import Backends
-from convatlas.ops.bilinear import bilinear_corners, weighted_rows
+from convatlas.ops.bilinear import bilinear_corners, index_type, weighted_rows
 
 __all__ = ["deform_conv2d", "deform_output_size"]
 
@@ -189,10 +189,11 @@ def _rows(
     if mask is not None:
         shares = shares * mask.unflatten(1, (offset_groups, taps)).permute(0, 3, 4, 2, 1).to(dtype)[..., None]
     # Rows of the table: sample, pixel, group of channels.
-    sample = torch.arange(batch, device=x.device).view(-1, 1, 1, 1, 1, 1)
-    group = torch.arange(offset_groups, device=x.device).view(-1, 1)
-    indices = (sample * (height * width) + indices) * offset_groups + group
     table = x.permute(0, 2, 3, 1).reshape(batch * height * width * offset_groups, channels // offset_groups)
+    kind = index_type(table.shape[0])
+    sample = torch.arange(batch, device=x.device, dtype=kind).view(-1, 1, 1, 1, 1, 1)
+    group = torch.arange(offset_groups, device=x.device, dtype=kind).view(-1, 1)
+    indices = (sample * (height * width) + indices) * offset_groups + group
     patches = weighted_rows(table.to(dtype), indices.reshape(-1, 4), shares.reshape(-1, 4)).to(x.dtype)
     positions, outputs, inner = batch * rows * columns, weight.shape[0], weight.shape[1]
     kernel = weight.to(x.dtype).permute(2, 3, 1, 0)
