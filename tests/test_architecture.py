@@ -44,7 +44,7 @@ FLOORS: list[list[set[str]]] = [
 ]
 LARGEST_FILE = 600
 #: Networks that others stand on, and the parts that all share.
-SHARED_NETWORKS = {"base", "registry", "resnet", "mobilenet", "vgg", "convnext", "vit", "unet"}
+SHARED_NETWORKS = {"base", "registry", "resnet", "sequence_classifier", "mobilenet", "vgg", "convnext", "vit", "unet"}
 #: What takes long to import or need not be installed.
 HEAVY = {"torch", "lightning", "torchmetrics", "matplotlib", "jinja2", "sklearn", "skimage", "huggingface_hub"}
 #: What experiments on one kind of data share.

@@ -45,6 +45,7 @@ TASKS: dict[str, str] = {
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
     "skeletons": "recognition.skeletons:Skeletons",
+    "sequences": "recognition.sequences:SequenceRecognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",
     "waves": "physics.wave:Waves",
 }
@@ -68,6 +69,7 @@ METHODS: dict[str, str] = {
 LAYERS: dict[str, str | dict[int, str]] = {
     "coordinate_attention": "nn.mixers.ela:CoordinateAttention",
     "cross_d_conv": {2: "nn.conv.cross_d_conv:CrossDConv2d"},
+    "deform_conv": {2: "nn.conv.deform_conv:DeformConv2d"},
     "eca": "nn.mixers.eca:ECA",
     "ela": "nn.mixers.ela:ELA",
     "fdconv": {2: "nn.conv.fdconv:FDConv2d"},

@@ -53,6 +53,9 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (
         ("fdconv", "cross_d_conv"),
         ("r3d_18", "skeleton_two_stream", "uniformer3d_small_split"),
+    (
+        ("fdconv", "cross_d_conv", "deform_conv"),
+        ("r3d_18", "uniformer3d_small_split", "ffdnn", "sequence_cnn"),
         "the layer is for images only",
     ),
     (

@@ -18,11 +18,14 @@ from convatlas import catalog
 from convatlas.bench import (
     block_fusion,
     dcdm,
+    deform_attention,
+    deform_conv,
     depthwise,
     dilated_reparam,
     eca,
     fdconv,
     fft_conv,
+    fourier_conv,
     hypercomplex,
     inception,
     networks,
@@ -64,11 +67,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dcdm, "STEPS", 100)
     monkeypatch.setattr(dcdm, "LANCZOS_STEPS", 40)
     monkeypatch.setattr(dcdm, "VECTORS", 50)
+    monkeypatch.setattr(deform_attention, "SIZES", (((3, 2), 2, 24),))
+    monkeypatch.setattr(deform_conv, "SIZES", ((1, 4, 5), (1, 4, 4), (2, 6, 5)))
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))
     monkeypatch.setattr(block_fusion, "SAMPLES", 1)
     monkeypatch.setattr(inception, "STAGES", ((24, 9), (16, 5), (8, 3)))
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))
+    monkeypatch.setattr(fourier_conv, "SIZES", ((2, 1, 2, 9), (2, 2, 3, 11)))
     monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
     monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
