@@ -52,7 +52,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("fdconv", "cross_d_conv"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
         ("weighted_conv",),
-        ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
+        ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny", "sgconvnext_tiny"),
         "a density has a middle, and its convolutions have even kernels or are called by the operator around them",
     ),
     (_CONV_LIKE, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
