@@ -49,7 +49,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         "its convolutions of several taps have groups, or read three colours, whose spectrum has no half",
     ),
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
-    (("fdconv", "cross_d_conv"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
+    (("fdconv", "cross_d_conv", "im2win"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
         ("weighted_conv",),
         ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny", "sgconvnext_tiny"),
