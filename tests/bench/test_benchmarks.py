@@ -29,6 +29,7 @@ from convatlas.bench import (
     pixel_shuffle,
     ratio,
     scattering,
+    sgconv,
     simplex_fourier,
     spark,
     tract,
@@ -61,6 +62,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eca, "SIZES", ((1, 16, 9), (2, 8, 5), (1, 8, 4), (2, 16, 3), (2, 8, 3)))
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))
     monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
+    for name in ("KERNEL_LENGTHS", "LAYER_LENGTHS"):
+        monkeypatch.setattr(sgconv, name, (32, 64))
+    monkeypatch.setattr(sgconv, "LONG", 64)
     monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
     layers = {name: ConvLayer(2, 8, 3, 3, stride) for name, stride in (("Conv3", 2), ("Conv9", 1))}
     monkeypatch.setattr(im2win, "BENCHMARK_LAYERS", layers)
