@@ -141,7 +141,7 @@ def _compared(layer: ConvLayer, x: Tensor, weight: Tensor) -> Measured:
 
 def _im2col(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     side = (x.shape[2] - weight.shape[2]) // stride + 1
-    return (weight.flatten(1) @ F.unfold(x, weight.shape[2:], stride=stride)).unflatten(2, (side, -1))  # type: ignore[arg-type]
+    return (weight.flatten(1) @ F.unfold(x, weight.shape[2:], stride=stride)).unflatten(2, (side, -1))
 
 
 def _seconds(call: Callable[[], Tensor], where: torch.device) -> float:

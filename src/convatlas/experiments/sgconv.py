@@ -343,12 +343,11 @@ def list_operations_accuracy(recipe: SequenceRecipe, counts: tuple[int, int] = L
     """
     seed_everything(recipe.seed)
     model = create_model("sgconv_listops", vocabulary=len(LIST_TOKENS), **options).to(device())
-    length = model.config.trunk.l_max  # type: ignore[union-attr]
-    train, test = (
-        tuple(torch.from_numpy(part) for part in list_operations(count, seed=seed, min_length=length // 4,
-                                                                 max_length=length * 125 // 128))
-        for seed, count in enumerate(counts)
-    )  # fmt: skip
+    config: Any = model.config
+    length: int = config.trunk.l_max
+    bounds = {"min_length": length // 4, "max_length": length * 125 // 128}
+    sets = [list_operations(count, seed=seed, **bounds) for seed, count in enumerate(counts)]
+    train, test = (tuple(torch.from_numpy(part) for part in parts) for parts in sets)
     train_sequences(model, _shuffled(train, recipe.batch_size, recipe.seed), recipe)
     model.eval()
     right = 0

@@ -387,7 +387,7 @@ class SGConvNeXt(ConvNeXt):
 
     def __init__(self, config: SGConvNeXtConfig) -> None:
         super().__init__(config)
-        height, width = config.preprocess.shape
+        height, width = config.preprocess.shape[-2:]
         for stage, (feature, blocks) in enumerate(zip(self.feature_info, self.stages, strict=True)):
             size = (max(height // feature.stride, 1), max(width // feature.stride, 1))
             shortest = min(size) if config.form == "separable" else size[0] * size[1]

@@ -313,8 +313,8 @@ def _naive(x: Tensor, weight: Tensor, bias: Tensor | None, *place: Any) -> Tenso
     # Where the elements of window j lie in a flat row of the window tensor.
     first = torch.arange(width, device=x.device)[:, None, None] * step * taps
     column = torch.arange(columns, device=x.device)[None, :, None] * spread * taps
-    place = (first + column + torch.arange(taps, device=x.device)).flatten(1)
-    seen = windows.flatten(3)[..., place].unflatten(1, (groups, -1))
+    elements = (first + column + torch.arange(taps, device=x.device)).flatten(1)
+    seen = windows.flatten(3)[..., elements].unflatten(1, (groups, -1))
     filters = im2win_filter(weight.to(dtype)).flatten(2).unflatten(0, (groups, -1))
     y = torch.einsum("ngcijt,goct->ngoij", seen, filters).flatten(1, 2)
     return (y if bias is None else y + bias.to(dtype)[:, None, None]).to(x.dtype)

@@ -139,7 +139,7 @@ class SGConvKernel(nn.Module):
         self.register_buffer("multiplier", multiplier)
         self.register_buffer("kernel_norm", torch.ones(heads, channels, 1))
         self.register_buffer("kernel_norm_initialized", torch.tensor(True))
-        self.register_load_state_dict_post_hook(_take_norm_if_new)
+        self.register_load_state_dict_post_hook(_take_norm_if_new)  # type: ignore[no-untyped-call]
         self.reset_kernel_norm()
 
     @property
@@ -334,7 +334,8 @@ class SGConv1d(nn.Module):
         if not self.bidirectional:
             return k
         # The authors keep the kernels of the second direction behind those of the first.
-        return both_directions(*k.unflatten(0, (2, self.heads)).unbind(0), length=length)
+        forwards, backwards = k.unflatten(0, (2, self.heads)).unbind(0)
+        return both_directions(forwards, backwards, length)
 
     def forward(self, u: Tensor) -> Tensor:
         """Map (B, H, L), or (B, L, H) with the layout ``blh``, to the same shape."""
@@ -445,10 +446,10 @@ class SGConv2d(nn.Module):
             raise ValueError(f"x must be (B, {self.channels}, H, W), got {tuple(x.shape)}")
         signal = x if self.form == "separable" else x.flatten(2)
         lengths = signal.shape[2:]
-        whole = [
-            both_directions(*kernel(length), length=length)
-            for kernel, length in zip(self.kernels, lengths, strict=True)
-        ]
+        whole = []
+        for kernel, length in zip(self.kernels, lengths, strict=True):
+            forwards, backwards = kernel(length)
+            whole.append(both_directions(forwards, backwards, length))
         k = whole[0] if self.form == "flattened" else whole[0][:, :, None] * whole[1][:, None, :]
         y = fft_conv(signal, k, [2 * length for length in lengths]).reshape(x.shape)
         return y + self.D[:, None, None].to(y.dtype) * x
