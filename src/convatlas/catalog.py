@@ -75,6 +75,7 @@ LAYERS: dict[str, str | dict[int, str]] = {
     "fdconv": {2: "nn.conv.fdconv:FDConv2d"},
     "hypercomplex": {dims: f"nn.conv.hypercomplex:PHConv{dims}d" for dims in (1, 2, 3)},
     "one_way": {dims: f"nn.conv.one_way:OneWayConv{dims}d" for dims in (1, 2, 3)},
+    "im2win": {2: "nn.conv.im2win:Im2winConv2d"},
     "quaternion": {dims: f"nn.conv.hypercomplex:QuaternionConv{dims}d" for dims in (1, 2, 3)},
     "squeeze_excite": "nn.mixers.squeeze_excite:SqueezeExcite",
     "ulsam": "nn.mixers.ulsam:ULSAM",

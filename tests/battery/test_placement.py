@@ -58,9 +58,10 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("r3d_18", "uniformer3d_small_split", "ffdnn", "sequence_cnn"),
         "the layer is for images only",
     ),
+    (("fdconv", "cross_d_conv", "im2win"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
         ("weighted_conv",),
-        ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
+        ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny", "sgconvnext_tiny"),
         "a density has a middle, and its convolutions have even kernels or are called by the operator around them",
     ),
     (tuple(LAYERS), ("long_conv",), "it works on sequences, by kernels as long as they are"),

@@ -27,6 +27,7 @@ from convatlas.bench import (
     fft_conv,
     fourier_conv,
     hypercomplex,
+    im2win,
     inception,
     networks,
     one_way,
@@ -34,6 +35,7 @@ from convatlas.bench import (
     ratio,
     scattering,
     short_conv,
+    sgconv,
     simplex_fourier,
     spark,
     tract,
@@ -42,6 +44,7 @@ from convatlas.bench import (
     wavelets,
 )
 from convatlas.networks.registry import create_model
+from convatlas.ops.im2win import ConvLayer
 from convatlas.report import Report
 
 TINY = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3, "preprocess": {"size": 64}}
@@ -76,7 +79,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fdconv, "SIZES", ((1, 8, 5, 4), (2, 8, 5, 2)))
     monkeypatch.setattr(fourier_conv, "SIZES", ((2, 1, 2, 9), (2, 2, 3, 11)))
     monkeypatch.setattr(dilated_reparam, "STAGES", ((8, 5), (4, 3)))
+    for name in ("KERNEL_LENGTHS", "LAYER_LENGTHS"):
+        monkeypatch.setattr(sgconv, name, (32, 64))
+    monkeypatch.setattr(sgconv, "LONG", 64)
     monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
+    layers = {name: ConvLayer(2, 8, 3, 3, stride) for name, stride in (("Conv3", 2), ("Conv9", 1))}
+    monkeypatch.setattr(im2win, "BENCHMARK_LAYERS", layers)
     monkeypatch.setattr(hypercomplex, "STAGES", ((8, 5), (4, 3)))
     monkeypatch.setattr(hypercomplex, "LAYER_BATCH", 2)
     monkeypatch.setattr(hypercomplex, "STEP_BATCH", 3)

@@ -22,6 +22,7 @@ from convatlas.training.task import split_settings
 ELSEWHERE = {
     "long_conv",
     *("scaling_mlps_pretrain", "scaling_mlps_finetune", "scaling_mlps_linear"),
+    *("sgconv_image", "sgconv_pathfinder", "sgconv_pathx"),
     *("spark_resnet_finetune", "spark_convnext_finetune", "spark_convnext_384_finetune"),
     *("spatiospatial", "unireplknet_video", "uniformer3d", "uniformer3d_base", "uniformer3d_ss"),
     *("tract_cifar10", "tract_cifar10_adam", "tract_resnet", "tvconv_face"),

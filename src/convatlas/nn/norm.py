@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelLayerNorm", "Float32LayerNorm", "GlobalResponseNorm"]
+__all__ = ["ChannelLayerNorm", "Float32LayerNorm", "GlobalResponseNorm", "ScalarLayerNorm"]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -73,3 +73,22 @@ class GlobalResponseNorm(nn.Module):
         relative = strength / (strength.mean(-1, keepdim=True) + self.eps)
         y = x * (self.gamma * relative + 1)
         return y if self.beta is None else y + self.beta
+
+
+class ScalarLayerNorm(nn.Module):
+    """Layer normalisation over the channels of a channels-first map, with one scale and one shift for all channels.
+
+    y = scale / std * (x - mean + shift) at each position, with the biased standard deviation and nothing added to it,
+    as in the code of S4 (Gu, Goel, Re, ICLR 2022, arXiv 2111.00396); one channel has no standard deviation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, ...) to the same shape; half precision is computed in float32."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        std, mean = torch.std_mean(wide, dim=1, correction=0, keepdim=True)
+        return (self.scale / std * (wide - mean + self.shift)).to(x.dtype)
