@@ -508,7 +508,7 @@ def from_spconv(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
             continue
         if _one_tap(layer) and layout != "in_out":
             matrix = weight.reshape(channels_in, channels_out).T
-        elif layout == "native" or weight.shape == layer.weight.shape != _old_shape(layer, layout):
+        elif layout == "native":
             continue
         else:
             matrix = weight.movedim(-1, 0) if layout == "in_out" else weight.movedim(-2, 0)
