@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convatlas.networks.e3dsnn.points import E3DSNN, E3DSNNClassifierConfig, E3DSNNSegmenterConfig
 from convatlas.nn.conv import sparse as layers
 from convatlas.nn.conv.sparse import SparseSequential, from_spconv, to_spconv
-from convatlas.nn.spiking import IntegerLIF
+from convatlas.nn.spiking import IntegerLIF, firing_rates
 from convatlas.ops.point_grid import fnv_keys, grid_sample, ravel_keys
 from convatlas.ops.sparse import SparseTensor
 from convatlas.weights import load_weights
@@ -17,7 +18,7 @@ from golden.cases import Case
 
 
 def run(case: Case) -> dict[str, Tensor]:
-    kinds = {"op": _operator, "D": _neuron, "grid_size": _grid}
+    kinds = {"op": _operator, "D": _neuron, "grid_size": _grid, "enc_channels": _network}
     for key, kind in kinds.items():
         if key in case.config:
             return kind(case)
@@ -115,3 +116,30 @@ def _grid(case: Case) -> dict[str, Tensor]:
         "parts": torch.tensor(len(fragments)),
         "part0_index_sorted": fragments[0].sort().values,
     }
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+#: Options of the reference that change nothing.
+_IDLE = ("groups", "dec_depth", "point_grid_size", "enc_num_ref")
+
+
+def _network(case: Case) -> dict[str, Tensor]:
+    case.only("in_channels", "num_classes", "embed_channels", "enc_channels", "enc_depth", "dec_channels", *_IDLE)
+    config, inputs = case.config, case.inputs
+    common = {
+        "in_channels": config["in_channels"],
+        "num_classes": config["num_classes"],
+        "embed_dim": config["embed_channels"],
+        "dims": tuple(config["enc_channels"]),
+        "depths": tuple(config["enc_depth"]),
+    }
+    if "dec_channels" in config:
+        made: Any = E3DSNNSegmenterConfig(**common, decoder_dims=tuple(config["dec_channels"]))
+    else:
+        made = E3DSNNClassifierConfig(**common)
+    model = case.load(made.build())
+    assert isinstance(model, E3DSNN)
+    x = model.voxels(inputs["grid_coord"], inputs["feat"], inputs["batch"])
+    rates = firing_rates(model, x)
+    return {"logits": model(x), "firing": torch.tensor(list(rates.values()), dtype=torch.float64)}
