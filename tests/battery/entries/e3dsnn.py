@@ -1,0 +1,103 @@
+"""E-3DSNN: the networks for point clouds and the sparse convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from battery.subjects import Network, Operator, random
+from convatlas.ops.sparse import (
+    Kernel,
+    Rulebook,
+    SparseTensor,
+    conv_rulebook,
+    sparse_conv,
+    submanifold_rulebook,
+    transposed_rulebook,
+)
+
+TINY: dict[str, Any] = {"embed_dim": 6, "dims": (6, 8), "depths": (1, 0), "num_classes": 5}
+_PLACES = "which places are active depends on the data, so shapes are not known without them"
+_EXEMPT = {
+    "samples_are_independent": "a sample is a set of rows, which the test of the network changes",
+    "half_precision": "a potential beside a threshold is rounded to another spike",
+    "meta_device": _PLACES,
+    "every_variant_runs_on_the_meta_device": _PLACES,
+    "export_with_any_batch": _PLACES,
+    "compiles_without_a_break": _PLACES,
+    "memory_layout_does_not_matter": "voxels are rows, which have one layout",
+}
+
+
+def voxels(model: nn.Module, batch: int) -> tuple[Any, ...]:
+    """A few dozen voxels a sample, in a grid of odd sizes."""
+    shape = (9, 7, 11)
+    active = (torch.rand(batch, *shape, generator=torch.Generator().manual_seed(3)) < 0.1).nonzero().int()
+    return (SparseTensor(torch.randn(len(active), model.in_channels), active, shape, batch),)
+
+
+NETWORKS = [
+    Network("e3dsnn_t", TINY, voxels, _EXEMPT),
+    Network(
+        "e3dsnn_seg",
+        {**TINY, "decoder_dims": (7, 6)},
+        voxels,
+        {**_EXEMPT, "one_sample_is_enough_and_evaluation_repeats": "a score belongs to a voxel, not to a sample"},
+    ),
+]
+
+
+def _places(shape: tuple[int, ...], share: float, batch: int = 2) -> Tensor:
+    drawn = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(4))
+    return (drawn < share).nonzero().int()
+
+
+def _kernel(dims: int, size: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Kernel:
+    return Kernel(*((number,) * dims for number in (size, stride, padding, dilation)))
+
+
+def _arguments(rulebook: Rulebook, c_in: int = 3, c_out: int = 5, *, bias: bool = True) -> tuple[Any, ...]:
+    features = random(rulebook.num_inputs, c_in)
+    return features, rulebook, random(c_out, *rulebook.kernel.size, c_in), random(c_out) if bias else None
+
+
+def _submanifold(shape: tuple[int, ...], share: float = 0.3, size: int = 3, dilation: int = 1) -> Rulebook:
+    dims = len(shape)
+    return submanifold_rulebook(_places(shape, share), shape, 2, (size,) * dims, (dilation,) * dims)
+
+
+def _strided(shape: tuple[int, ...], *numbers: int) -> Rulebook:
+    return conv_rulebook(_places(shape, 0.3), shape, 2, _kernel(len(shape), *numbers))
+
+
+_ONE = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+
+OPERATORS = [
+    Operator(
+        sparse_conv,
+        examples={
+            "submanifold": lambda: _arguments(_submanifold((5, 4, 3))),
+            "dilated": lambda: _arguments(_submanifold((9, 7), dilation=2), 17, 2),
+            "strided": lambda: _arguments(_strided((7, 5, 3), 2, 2), bias=False),
+            "padded": lambda: _arguments(_strided((9, 8), 3, 2, 1), 1, 1),
+            "inverse": lambda: _arguments(_strided((7, 6), 2, 2).inverse),
+            "transposed": lambda: _arguments(
+                transposed_rulebook(_places((4, 3), 0.4), (4, 3), 2, _kernel(2, 3, 2, 1))
+            ),
+            "one_axis": lambda: _arguments(_strided((13,), 3, 2, 1)),
+            "one_row": lambda: _arguments(submanifold_rulebook(_ONE, (3, 4), 1, (3, 3), (1, 1))),
+        },
+        reaching={
+            "pairs": lambda: _arguments(_submanifold((5, 4, 3))),
+            "dense": lambda: _arguments(_submanifold((5, 4, 3), share=1.0)),
+        },
+        reaching_on_gpu={
+            "triton": lambda: tuple(
+                part.float() if isinstance(part, Tensor) else part for part in _arguments(_submanifold((5, 4, 3)))
+            )
+        },
+        refused={"dense": lambda: _arguments(_submanifold((3, 2, 3, 2)), bias=False)},
+    ),
+]
