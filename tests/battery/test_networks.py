@@ -168,7 +168,9 @@ def variants() -> list[Any]:
     """Every model by name; skipped where an entry of its file is exempt."""
     test = "every_variant_runs_on_the_meta_device"
     exempt = {model_module(entry.model): entry.exempt[test] for entry in NETWORKS if test in entry.exempt}
-    marks = {name: pytest.mark.skip(reason=exempt[home]) for name in list_models() if (home := model_module(name)) in exempt}
+    marks = {
+        name: pytest.mark.skip(reason=exempt[home]) for name in list_models() if (home := model_module(name)) in exempt
+    }
     return [pytest.param(name, marks=marks[name]) if name in marks else name for name in list_models()]
 
 

@@ -80,7 +80,7 @@ class PlainNetwork(nn.Module):
 
 def _families() -> dict[str, Network]:
     families: dict[str, Network] = {}
-    for entry in NETWORKS:
+    for entry in (each for each in NETWORKS if each.takes_tensors):
         families.setdefault(model_module(entry.model), entry)
     return {entry.name: entry for entry in families.values()}
 

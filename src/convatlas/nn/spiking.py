@@ -57,6 +57,8 @@ def firing_rates(model: nn.Module, *inputs: Any) -> dict[str, float]:
     Raises:
         ValueError: the model has no spiking neuron.
     """
-    with record(model, IntegerLIF, keep=lambda tensor: float(tensor.double().mean()) if tensor.numel() else 0.0) as all_:
+    with record(
+        model, IntegerLIF, keep=lambda tensor: float(tensor.double().mean()) if tensor.numel() else 0.0
+    ) as all_:
         model(*inputs)
     return {entry.name: entry.output for entry in all_}

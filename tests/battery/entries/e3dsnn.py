@@ -28,6 +28,14 @@ _EXEMPT = {
     "export_with_any_batch": _PLACES,
     "compiles_without_a_break": _PLACES,
     "memory_layout_does_not_matter": "voxels are rows, which have one layout",
+    **dict.fromkeys(
+        (
+            "linear_interpretation_is_exact",
+            "linear_scope_runs_beside_the_network",
+            "tangent_interpretation_is_the_jacobian",
+        ),
+        "it takes no tensor, and spikes have no derivative",
+    ),
 }
 
 
@@ -39,12 +47,13 @@ def voxels(model: nn.Module, batch: int) -> tuple[Any, ...]:
 
 
 NETWORKS = [
-    Network("e3dsnn_t", TINY, voxels, _EXEMPT),
+    Network("e3dsnn_t", TINY, voxels, _EXEMPT, takes_tensors=False),
     Network(
         "e3dsnn_seg",
         {**TINY, "decoder_dims": (7, 6)},
         voxels,
         {**_EXEMPT, "one_sample_is_enough_and_evaluation_repeats": "a score belongs to a voxel, not to a sample"},
+        takes_tensors=False,
     ),
 ]
 
@@ -72,22 +81,17 @@ def _strided(shape: tuple[int, ...], *numbers: int) -> Rulebook:
     return conv_rulebook(_places(shape, 0.3), shape, 2, _kernel(len(shape), *numbers))
 
 
-_ONE = torch.tensor([[0, 1, 2]], dtype=torch.int32)
-
 OPERATORS = [
     Operator(
         sparse_conv,
+        # Few offsets: Triton's interpreter takes its time for each.
         examples={
-            "submanifold": lambda: _arguments(_submanifold((5, 4, 3))),
-            "dilated": lambda: _arguments(_submanifold((9, 7), dilation=2), 17, 2),
+            "submanifold": lambda: _arguments(_submanifold((5, 4)), 17, 2),
             "strided": lambda: _arguments(_strided((7, 5, 3), 2, 2), bias=False),
-            "padded": lambda: _arguments(_strided((9, 8), 3, 2, 1), 1, 1),
             "inverse": lambda: _arguments(_strided((7, 6), 2, 2).inverse),
-            "transposed": lambda: _arguments(
-                transposed_rulebook(_places((4, 3), 0.4), (4, 3), 2, _kernel(2, 3, 2, 1))
-            ),
-            "one_axis": lambda: _arguments(_strided((13,), 3, 2, 1)),
-            "one_row": lambda: _arguments(submanifold_rulebook(_ONE, (3, 4), 1, (3, 3), (1, 1))),
+            "dilated": lambda: _arguments(_submanifold((11,), dilation=2), 1, 1),
+            "padded": lambda: _arguments(_strided((13,), 3, 2, 1)),
+            "transposed": lambda: _arguments(transposed_rulebook(_places((6,), 0.4), (6,), 2, _kernel(1, 3, 2, 1))),
         },
         reaching={
             "pairs": lambda: _arguments(_submanifold((5, 4, 3))),

@@ -33,11 +33,11 @@ from convatlas.ops.sparse import SparseTensor, sparse_mean
 from convatlas.weights import Layout
 
 __all__ = [
+    "E3DSNN",
     "PUBLISHED",
     "VARIANTS",
     "BasicBlock",
     "DownBlock",
-    "E3DSNN",
     "E3DSNNClassifier",
     "E3DSNNClassifierConfig",
     "E3DSNNConfig",
@@ -141,7 +141,9 @@ def _spiking(in_channels: int, out_channels: int, max_spikes: int) -> list[nn.Mo
 def stem(in_channels: int, channels: int, max_spikes: int) -> SparseSequential:
     """The encoder of voxels: three submanifold convolutions, the first of them on what is no spike."""
     first = conv_norm(SubMConv3d(in_channels, channels, 3, bias=False), channels)
-    return SparseSequential(*first, *_spiking(channels, channels, max_spikes), *_spiking(channels, channels, max_spikes))
+    return SparseSequential(
+        *first, *_spiking(channels, channels, max_spikes), *_spiking(channels, channels, max_spikes)
+    )
 
 
 class BasicBlock(SparseModule):
@@ -164,7 +166,15 @@ class DownBlock(SparseModule):
     """Neuron, strided convolution, normalisation; then basic blocks."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, depth: int, max_spikes: int, *, kernel_size: int, padding: int, key: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        depth: int,
+        max_spikes: int,
+        *,
+        kernel_size: int,
+        padding: int,
+        key: str,
     ) -> None:
         super().__init__()
         conv = SparseConv3d(in_channels, out_channels, kernel_size, 2, padding, bias=False, indice_key=key)

@@ -37,7 +37,12 @@ def _auto(features: Tensor, rulebook: Rulebook, *_: object) -> str:
         return "triton"
     places = rulebook.batch_size * max(math.prod(rulebook.input_shape), math.prod(rulebook.output_shape))
     full = rulebook.num_inputs >= _DENSE_OCCUPANCY * rulebook.batch_size * math.prod(rulebook.input_shape)
-    if full and places <= _DENSE_PLACES and _refuses_dense(features, rulebook) is None and features.device.type == "cpu":
+    if (
+        full
+        and places <= _DENSE_PLACES
+        and _refuses_dense(features, rulebook) is None
+        and features.device.type == "cpu"
+    ):
         return "dense"
     return "pairs"
 

@@ -186,5 +186,10 @@ def _unflatten(tensors: Any, rest: tuple[tuple[int, ...], int]) -> SparseTensor:
     return SparseTensor(*tensors, *rest, check=False)
 
 
+def _flatten_with_keys(x: SparseTensor) -> Any:
+    tensors, rest = _flatten(x)
+    return list(zip(map(pytree.GetAttrKey, ("features", "indices")), tensors, strict=True)), rest
+
+
 # Torch moves and traces nested inputs through this table.
-pytree.register_pytree_node(SparseTensor, _flatten, _unflatten)
+pytree.register_pytree_node(SparseTensor, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_keys)
