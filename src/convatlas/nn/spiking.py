@@ -57,8 +57,10 @@ def firing_rates(model: nn.Module, *inputs: Any) -> dict[str, float]:
     Raises:
         ValueError: the model has no spiking neuron.
     """
-    with record(
-        model, IntegerLIF, keep=lambda tensor: float(tensor.double().mean()) if tensor.numel() else 0.0
-    ) as all_:
+
+    def mean(tensor: Tensor) -> float:
+        return float(tensor.double().mean()) if tensor.numel() else 0.0
+
+    with record(model, IntegerLIF, keep=mean) as fired:
         model(*inputs)
-    return {entry.name: entry.output for entry in all_}
+    return {entry.name: entry.output for entry in fired}

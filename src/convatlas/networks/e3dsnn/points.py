@@ -141,9 +141,8 @@ def _spiking(in_channels: int, out_channels: int, max_spikes: int) -> list[nn.Mo
 def stem(in_channels: int, channels: int, max_spikes: int) -> SparseSequential:
     """The encoder of voxels: three submanifold convolutions, the first of them on what is no spike."""
     first = conv_norm(SubMConv3d(in_channels, channels, 3, bias=False), channels)
-    return SparseSequential(
-        *first, *_spiking(channels, channels, max_spikes), *_spiking(channels, channels, max_spikes)
-    )
+    second, third = (_spiking(channels, channels, max_spikes) for _ in range(2))
+    return SparseSequential(*first, *second, *third)
 
 
 class BasicBlock(SparseModule):

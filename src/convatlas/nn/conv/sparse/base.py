@@ -43,9 +43,17 @@ class SparseSequential(nn.Sequential, SparseModule):
 
 
 class PlacedModule(SparseModule):
-    """What convolution and pooling share: sizes for each axis, and the pairs of rows."""
+    """What convolution and pooling share: sizes for each axis, and the pairs of rows.
+
+    Attributes:
+        dims: number of axes.
+        kind: of the pairs, as in `Rulebook`.
+        kernel: the geometry.
+        indice_key: name of the pairs, or None.
+    """
 
     dims: ClassVar[int]
+    kind: ClassVar[str]
 
     def __init__(
         self, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, indice_key: str | None
@@ -61,8 +69,7 @@ class PlacedModule(SparseModule):
 
     def _rulebook(self, x: SparseTensor) -> Rulebook:
         """The pairs for the places of x: those found before by a layer of this geometry, or new ones."""
-        geometry = (type(self)._search.__qualname__, self.kernel)
-        own = (id(x.indices), *geometry)
+        own = (id(x.indices), self.kind, self.kernel)
         known = x.rulebooks.get(self.indice_key) if self.indice_key is not None else None
         if known is None and own in x.rulebooks:
             known = x.rulebooks[own][1]
@@ -70,17 +77,14 @@ class PlacedModule(SparseModule):
             known = self._search(x)
             # The places are kept with the pairs, so that no other tensor can get their identity.
             x.rulebooks[own] = (x.indices, known)
-        elif known.kernel != self._searched() or known.input_indices is not x.indices:
+        elif (known.kind, known.kernel) != (self.kind, self.kernel) or known.input_indices is not x.indices:
             raise ValueError(
-                f"indice_key {self.indice_key!r} belongs to a layer of another geometry, or with other places: "
-                f"it has {known.kernel}, this one {self._searched()}"
+                f"indice_key {self.indice_key!r} belongs to a layer of another geometry or with other places: "
+                f"that is {known.kind} with {known.kernel}, this {self.kind} with {self.kernel}"
             )
         if self.indice_key is not None:
             x.rulebooks[self.indice_key] = known
         return known
-
-    def _searched(self) -> Kernel:
-        return self.kernel
 
     def _search(self, x: SparseTensor) -> Rulebook:
         raise NotImplementedError

@@ -40,6 +40,8 @@ __all__ = [
 
 
 class SparseConvolution(PlacedModule):
+    """What the convolutions share; see `SparseConv3d`, `SubMConv3d`, `SparseInverseConv3d`, `SparseConvTranspose3d`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -93,11 +95,15 @@ class SparseConvolution(PlacedModule):
 
 
 class _Regular(SparseConvolution):
+    kind = "conv"
+
     def _search(self, x: SparseTensor) -> Rulebook:
         return conv_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel)
 
 
 class _Submanifold(SparseConvolution):
+    kind = "submanifold"
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         size, stride, padding, dilation = (
@@ -121,6 +127,8 @@ class _Submanifold(SparseConvolution):
 
 
 class _Transposed(SparseConvolution):
+    kind = "transposed"
+
     def __init__(
         self,
         in_channels: int,
@@ -137,10 +145,8 @@ class _Transposed(SparseConvolution):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
         more = as_tuple(output_padding, self.dims, "output_padding")
         kernel = self.kernel
-        if any(
-            not 0 <= extra < max(step, gap)
-            for extra, step, gap in zip(more, kernel.stride, kernel.dilation, strict=True)
-        ):
+        largest = map(max, kernel.stride, kernel.dilation)
+        if not all(0 <= extra < bound for extra, bound in zip(more, largest, strict=True)):
             raise ValueError(f"output_padding must be smaller than stride or dilation, got {output_padding}")
         self.kernel = Kernel(kernel.size, kernel.stride, kernel.padding, kernel.dilation, more)
 
@@ -149,6 +155,8 @@ class _Transposed(SparseConvolution):
 
 
 class _Inverse(SparseConvolution):
+    kind = "inverse"
+
     def __init__(
         self,
         in_channels: int,
@@ -169,7 +177,7 @@ class _Inverse(SparseConvolution):
             )
         if known.kind == "submanifold":
             raise ValueError(
-                f"indice_key {self.indice_key!r} belongs to a submanifold convolution, which has no inverse: use another"
+                f"indice_key {self.indice_key!r} belongs to a submanifold convolution, which has no inverse"
             )
         if known.kernel.size != self.kernel.size:
             raise ValueError(

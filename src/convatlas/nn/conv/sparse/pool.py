@@ -11,6 +11,8 @@ __all__ = ["SparseGlobalPool", "SparseMaxPool1d", "SparseMaxPool2d", "SparseMaxP
 
 
 class _MaxPool(PlacedModule):
+    kind = "conv"
+
     def __init__(
         self,
         kernel_size: Sizes,
