@@ -168,10 +168,11 @@ def variants() -> list[Any]:
     """Every model by name; skipped where an entry of its file is exempt."""
     test = "every_variant_runs_on_the_meta_device"
     exempt = {model_module(entry.model): entry.exempt[test] for entry in NETWORKS if test in entry.exempt}
-    marks = {
-        name: pytest.mark.skip(reason=exempt[home]) for name in list_models() if (home := model_module(name)) in exempt
-    }
-    return [pytest.param(name, marks=marks[name]) if name in marks else name for name in list_models()]
+    reasons = {name: exempt.get(model_module(name)) for name in list_models()}
+    return [
+        pytest.param(name, marks=pytest.mark.skip(reason=reason)) if reason else name
+        for name, reason in reasons.items()
+    ]
 
 
 @pytest.mark.parametrize("name", variants())

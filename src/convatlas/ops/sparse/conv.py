@@ -129,7 +129,8 @@ def _gather_matmul_scatter(
     for offset, count in enumerate(counts):
         if count and offset != identity:
             pairs = slice(start, start + count)
-            y.index_add_(0, target[pairs], x.index_select(0, source[pairs]) @ weight[:, offset].T)
+            # Torch adds rows by int64 numbers twice as fast as by int32 ones.
+            y.index_add_(0, target[pairs].long(), x.index_select(0, source[pairs]) @ weight[:, offset].T)
         start += count
     return y
 
