@@ -39,6 +39,8 @@ _PACKAGE = Path(__file__).parent
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
+    "point-recognition": "geometry.point_clouds:PointRecognition",
+    "point-segmentation": "geometry.point_clouds:PointSegmentation",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
     "super-resolution": "restoration.super_resolution:SuperResolution",

@@ -87,7 +87,7 @@ def cloud_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() in SUFFIXES]
 
 
-# -- clouds with a class ------------------------------------------------------------------------------------------------
+# -- clouds with a class -----------------------------------------------------------------------------------------------
 
 
 def read_clouds(data: str | Path) -> dict[str, CloudSet]:
@@ -157,7 +157,7 @@ def _from_lists(root: Path, lists: Mapping[str, Path]) -> dict[str, CloudSet]:
     return {split: _class_set(root, part, classes) for split, part in entries.items()}
 
 
-# -- clouds whose points have classes -----------------------------------------------------------------------------------
+# -- clouds whose points have classes ----------------------------------------------------------------------------------
 
 
 def read_scenes(data: str | Path) -> dict[str, CloudSet]:
@@ -223,7 +223,7 @@ def _semantic_kitti(folder: Path) -> dict[str, CloudSet]:
     return sets
 
 
-# -- sources ------------------------------------------------------------------------------------------------------------
+# -- sources -----------------------------------------------------------------------------------------------------------
 
 
 def _file(root: str, name: str) -> Cloud:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from convatlas.data.points import Cloud
@@ -55,7 +56,7 @@ class CloudAugment:
     """Random changes of a training cloud, in this order.
 
     Attributes:
-        rotate_z: probability of a turn about z by any angle; the first three features turn too where they are normals.
+        rotate_z: probability of a turn about z by any angle; the first three features turn too if they are normals.
         scale: range of the factor of all coordinates.
         flip: probability of a mirror at x = 0, and of one at y = 0.
         shift: largest distance that the cloud is moved on each axis.
@@ -86,14 +87,14 @@ class CloudAugment:
     def __call__(self, cloud: Cloud, generator: torch.Generator) -> Cloud:
         """Change a cloud; what is drawn depends on the generator only."""
         draw = torch.rand(8, generator=generator).tolist()
-        places, features = cloud.coordinates, cloud.features
         if draw[0] < self.rotate_z:
             cloud = turned(cloud, 2 * math.pi * draw[1])
-            places, features = cloud.coordinates, cloud.features
+        places, features = cloud.coordinates, cloud.features
         places = places * np.float32(self.scale[0] + (self.scale[1] - self.scale[0]) * draw[2])
         for axis in (0, 1):
             if draw[3 + axis] < self.flip:
-                places, features = _mirrored(places, axis), _mirrored(features, axis, normals=True)
+                places = _mirrored(places, axis)
+                features = _mirrored(features, axis) if cloud.has_normals else features
         if self.shift:
             places = places + np.array([self.shift * (2 * part - 1) for part in draw[5:8]], np.float32)
         if self.jitter:
@@ -103,16 +104,16 @@ class CloudAugment:
 
 
 def turned(cloud: Cloud, angle: float) -> Cloud:
-    """A cloud turned about z by an angle in radians, with its normals if it has three features."""
+    """A cloud turned about z by an angle in radians, with its normals if it has some."""
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32)
-    features = cloud.features @ matrix.T if cloud.features.shape[1] == 3 else cloud.features
+    features = cloud.features
+    if cloud.has_normals:
+        features = np.concatenate([features[:, :3] @ matrix.T, features[:, 3:]], 1)
     return Cloud(cloud.coordinates @ matrix.T, features, cloud.labels)
 
 
-def _mirrored(values: np.ndarray, axis: int, *, normals: bool = False) -> np.ndarray:
-    if normals and values.shape[1] != 3:
-        return values
+def _mirrored(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
     values = values.copy()
     values[:, axis] = -values[:, axis]
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ class Cloud:
     def __len__(self) -> int:
         return len(self.coordinates)
 
+    @property
+    def has_normals(self) -> bool:
+        """Whether the first three features are normals: all of length 1, or almost."""
+        lengths = np.linalg.norm(self.features[:100, :3], axis=1)
+        return self.features.shape[1] >= 3 and len(lengths) > 0 and bool((np.abs(lengths - 1) < 0.02).all())
+
     def rows(self, chosen: npt.NDArray[Any]) -> Cloud:
         """Some of the points."""
         labels = None if self.labels is None else self.labels[chosen]
@@ -78,7 +85,7 @@ def read_cloud(path: str | Path, *, name: str = "") -> Cloud:
     except Unreadable as error:
         raise Unreadable(name, error.reason) from None
     except (OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise Unreadable(name, f"cannot be read: {' '.join(str(error).split())}") from None
+        raise Unreadable(name, " ".join(str(error).split())) from None
     finite = np.isfinite(cloud.coordinates).all(1) & np.isfinite(cloud.features).all(1)
     cloud = cloud if finite.all() else cloud.rows(finite)
     if not len(cloud):
@@ -135,7 +142,7 @@ def _read_off(path: Path) -> Cloud:
     at = 3 + 3 * vertices
     for _ in range(faces):
         corners = [int(word) for word in text[at + 1 : at + 1 + int(text[at])]]
-        triangles += [(corners[0], second, third) for second, third in zip(corners[1:], corners[2:], strict=False)]
+        triangles += [(corners[0], second, third) for second, third in pairwise(corners[1:])]
         at += 1 + int(text[at])
     if not triangles:
         return _columns(table)

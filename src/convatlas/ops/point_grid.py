@@ -18,7 +18,16 @@ from convatlas.errors import unknown
 from convatlas.ops.sparse import SparseTensor
 from convatlas.ops.sparse.tensor import linear_keys, unravel_keys
 
-__all__ = ["PointGrid", "fnv_keys", "from_points", "grid_cells", "grid_sample", "ravel_keys", "voxel_means"]
+__all__ = [
+    "PointGrid",
+    "farthest_points",
+    "fnv_keys",
+    "from_points",
+    "grid_cells",
+    "grid_sample",
+    "ravel_keys",
+    "voxel_means",
+]
 
 _FNV_START, _FNV_PRIME = 14695981039346656037 - 2**64, 1099511628211
 _LOWEST = -(2**63)
@@ -115,6 +124,25 @@ def grid_sample(
     ordered, order = (found ^ _LOWEST if keys == "fnv" else found).sort(stable=True)
     _, counts = ordered.unique_consecutive(return_counts=True)
     return PointGrid(cells, found, order, counts.cumsum(0) - counts, counts)
+
+
+def farthest_points(coordinates: Tensor, count: int) -> Tensor:
+    """Indices (count,) of points far from each other: the first one, then always the one farthest from all so far.
+
+    Raises:
+        ValueError: there are fewer points.
+    """
+    if not 0 < count <= len(coordinates):
+        raise ValueError(f"count must be from 1 to the {len(coordinates)} points, got {count}")
+    chosen = torch.zeros(count, dtype=torch.int64, device=coordinates.device)
+    columns = coordinates.T.contiguous()
+    nearest = torch.full((len(coordinates),), torch.inf, dtype=coordinates.dtype, device=coordinates.device)
+    last = chosen[0]
+    for index in range(1, count):
+        nearest = torch.minimum(nearest, (columns - columns[:, last, None]).square_().sum(0))
+        last = nearest.argmax()
+        chosen[index] = last
+    return chosen
 
 
 def from_points(

@@ -254,7 +254,13 @@ class E3DSNN(nn.Module):
         return self.config.in_channels
 
     def voxels(
-        self, coordinates: Tensor, features: Tensor, batch: Tensor, *, spatial_shape: tuple[int, int, int] | None = None
+        self,
+        coordinates: Tensor,
+        features: Tensor,
+        batch: Tensor,
+        *,
+        batch_size: int | None = None,
+        spatial_shape: tuple[int, ...] | None = None,
     ) -> SparseTensor:
         """The sparse tensor that the network takes.
 
@@ -263,6 +269,7 @@ class E3DSNN(nn.Module):
                 of a sample once.
             features: (N, in_channels).
             batch: (N,) index of the sample of each voxel.
+            batch_size: number of samples; by default the last one has a voxel.
             spatial_shape: of the grid; by default it ends ``margin`` after the last voxel of the batch.
 
         Raises:
@@ -273,11 +280,14 @@ class E3DSNN(nn.Module):
                 "coordinates and batch must be (N, 3) and (N,), "
                 f"got {tuple(coordinates.shape)} and {tuple(batch.shape)}"
             )
-        indices = torch.cat([batch[:, None], coordinates], 1).int()
         if spatial_shape is None:
             ends = coordinates.amax(0).tolist() if len(coordinates) else [0, 0, 0]
-            spatial_shape = tuple(int(end) + self.config.margin for end in ends)  # type: ignore[assignment]
-        return SparseTensor(features, indices, spatial_shape or (), int(batch.max()) + 1 if len(batch) else 1)
+            least = 2 ** len(self.stages)  # a crop of a few voxels is still a grid that can be halved
+            spatial_shape = tuple(max(int(end) + self.config.margin, least) for end in ends)
+        if batch_size is None:
+            batch_size = int(batch.max()) + 1 if len(batch) else 1
+        indices = torch.cat([batch[:, None], coordinates], 1).int()
+        return SparseTensor(features, indices, spatial_shape, batch_size)
 
     def forward_features(self, x: SparseTensor) -> list[SparseTensor]:
         """Potentials after the stem and after each stage, as `feature_info` describes them."""
