@@ -67,7 +67,7 @@ class PlacedModule(SparseModule):
         self.kernel = Kernel(sizes["kernel_size"], sizes["stride"], sizes["padding"], sizes["dilation"])
         self.indice_key = indice_key
 
-    def _rulebook(self, x: SparseTensor) -> Rulebook:
+    def rulebook(self, x: SparseTensor) -> Rulebook:
         """The pairs for the places of x: those found before by a layer of this geometry, or new ones."""
         own = (id(x.indices), self.kind, self.kernel)
         known = x.rulebooks.get(self.indice_key) if self.indice_key is not None else None

@@ -83,7 +83,7 @@ class SparseConvolution(PlacedModule):
             ValueError: x has other axes or channels.
         """
         self._check(x, self.in_channels)
-        rulebook = self._rulebook(x)
+        rulebook = self.rulebook(x)
         return self._placed(x, sparse_conv(x.features, rulebook, self.weight, self.bias), rulebook)
 
     def extra_repr(self) -> str:
@@ -168,7 +168,7 @@ class _Inverse(SparseConvolution):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=bias, indice_key=indice_key, **options)
 
-    def _rulebook(self, x: SparseTensor) -> Rulebook:
+    def rulebook(self, x: SparseTensor) -> Rulebook:
         known = x.rulebooks.get(self.indice_key)
         if known is None:
             names = ", ".join(repr(key) for key in x.rulebooks if isinstance(key, str)) or "none"

@@ -34,7 +34,7 @@ class _MaxPool(PlacedModule):
             ValueError: x has other axes.
         """
         self._check(x)
-        rulebook = self._rulebook(x)
+        rulebook = self.rulebook(x)
         return self._placed(x, sparse_max_pool(x.features, rulebook), rulebook)
 
     def extra_repr(self) -> str:
