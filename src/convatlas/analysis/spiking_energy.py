@@ -112,9 +112,8 @@ def energy_report(model: nn.Module, *inputs: Any, name: str = "") -> Report:
     total, dense = sum(each.picojoules for each in layers), sum(each.dense_picojoules for each in layers)
     sums: list[Cell] = [sum(each.macs for each in layers), sum(each.additions for each in layers)]
     name = name or type(model).__name__
-    summary = (
-        f"{name} takes {total / 1e6:.4g} microjoules, {dense / max(total, 1e-12):.3g} times less than without spikes."
-    )
+    less = dense / max(total, 1e-12)
+    summary = f"{name} takes {total / 1e6:.4g} microjoules, {less:.3g} times less than without spikes."
     whole = Table(
         "In all",
         ["multiply-adds", "additions of spikes", "energy [uJ]", "energy without spikes [uJ]"],
@@ -123,8 +122,8 @@ def energy_report(model: nn.Module, *inputs: Any, name: str = "") -> Report:
     columns = ["layer", "multiply-adds", "mean spikes", "additions", "energy [uJ]"]
     bars = Bars("Energy of each layer", "uJ", {each.name: each.picojoules / 1e6 for each in layers})
     note = Note(
-        f"{MULTIPLY_ADD} pJ for a multiply-add, {ADDITION} pJ for an addition (32 bit, 45 nm; published). Memory traffic "
-        "is not counted."
+        f"{MULTIPLY_ADD} pJ for a multiply-add, {ADDITION} pJ for an addition (32 bit, 45 nm; published). Memory "
+        "traffic is not counted."
     )
     sections = [Section("Energy", [whole, bars, note]), Section("Layers", [Table("Layers", columns, rows)])]
     return Report(f"Energy of {name}", summary, sections, provenance())

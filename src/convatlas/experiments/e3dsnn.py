@@ -39,7 +39,7 @@ __all__ = ["full", "quick", "run"]
 # Thresholds, fixed before anything was measured.
 
 #: Accuracy in % on six solids, and points above an MLP on the means of all features.
-ACCURACY, ABOVE_MEANS = 90.0, 10.0
+ACCURACY, ABOVE_MEANS = 90.0, 20.0
 #: Points of accuracy below the same network with ReLU that count as equal.
 TOLERANCE = 3.0
 #: Energy of the network with ReLU over that with spikes.
@@ -123,7 +123,7 @@ def _clouds(seed: int, count: int, start: int) -> _Clouds:
         grid = grid_sample(torch.from_numpy(cloud.coordinates), GRID)
         rows = grid.choose(torch.Generator().manual_seed(index))
         voxels.append((grid.cells[rows], features[rows]))
-        means.append(torch.cat([features.mean(0), features.std(0)]))
+        means.append(features.mean(0))
     labels = torch.arange(count) % len(SOLIDS)
     network = NETWORK.build()
     batches = []
@@ -176,7 +176,7 @@ def _with_relu(network: nn.Module) -> None:
 
 
 def _means_accuracy(train: _Clouds, test: _Clouds, seed: int) -> float:
-    """An MLP on mean and spread of the features of each cloud."""
+    """An MLP on the mean features of each cloud."""
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -205,7 +205,7 @@ def _accuracy_section(results: dict[str, list[_Result]], means: list[float]) -> 
         Claim.judge(
             "It sees shapes, not only means of features",
             published="no figure",
-            statistic="accuracy less that of an MLP on mean and spread of the features of each cloud",
+            statistic="accuracy less that of an MLP on the mean features of each cloud",
             value=[ours - theirs for ours, theirs in zip(spiking, means, strict=True)],
             at_least=ABOVE_MEANS,
             seeds=len(SEEDS),
@@ -232,13 +232,10 @@ def _accuracy_section(results: dict[str, list[_Result]], means: list[float]) -> 
         rows,
         f"{TRAIN} clouds of {POINTS} points to learn from, {EPOCHS} epochs; {TEST} new clouds.",
     )
-    curves = {
-        name: (
-            list(range(1, EPOCHS + 1)),
-            [statistics.mean(each) for each in zip(*(r.losses for r in found), strict=True)],
-        )
-        for name, found in results.items()
-    }
+    curves = {}
+    for name, found in results.items():
+        losses = zip(*(result.losses for result in found), strict=True)
+        curves[name] = (list(range(1, EPOCHS + 1)), [statistics.mean(each) for each in losses])
     lines = Lines("Training loss, mean of the seeds", "epoch", "cross-entropy [nats]", curves, log_y=True)
     shown = Images("One cloud of each class", [(portrait(solid(name, points=POINTS)), name) for name in SOLIDS])
     return Section("Solids", [*claims, table, lines, shown])

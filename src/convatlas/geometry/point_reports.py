@@ -78,10 +78,9 @@ def training_report(task: PointTask, run: Run) -> Report:
     )
     epochs = [row["epoch"] for row in rows]
     label = monitor.removeprefix("val_").replace("iou", "mean IoU")
+    losses = [row["train_loss"] for row in rows]
     curves: list[Part] = [
-        Lines(
-            "Training loss", "epoch", "cross-entropy [nats]", {"training": (epochs, [r["train_loss"] for r in rows])}
-        ),
+        Lines("Training loss", "epoch", "cross-entropy [nats]", {"training": (epochs, losses)}),
         Lines(f"Validation {label}", "epoch", label, {"validation": (epochs, [row[monitor] for row in rows])}),
     ]
     parts: list[list[Cell]] = [[name, len(task.splits[name])] for name in ("train", "val", "test")]
