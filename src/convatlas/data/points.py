@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -223,6 +224,8 @@ def _is_number(text: str) -> bool:
 
 
 def _read_npz(path: Path) -> Cloud:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no NPZ file")
     with np.load(path, allow_pickle=False) as file:
         held = {key.lower(): file[key] for key in file.files}
     name = next((key for key in _COORDINATES if key in held), None)
