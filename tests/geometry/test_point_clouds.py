@@ -118,6 +118,8 @@ def test_fragments_give_every_point_an_answer_and_turns_are_averaged():
     task = PointSegmentation(options=SEGMENTER, preprocess=coarse(0.5))
     task.classes = SCENE_CLASSES
     task.network = task._build(4).eval()
+    for parameter in task.network.parameters():
+        parameter.data.normal_()
     cloud = scene(points=300)
     once = task.point_probabilities(cloud)
     assert once.shape == (300, 4)
