@@ -161,7 +161,7 @@ def test_large_grids_are_searched_in_sorted_keys(monkeypatch: pytest.MonkeyPatch
         return maker(x.indices, x.spatial_shape, 2, geometry(3, 3, 2, 1))
 
     table = made()
-    monkeypatch.setattr(rulebook, "fits_table", lambda rows, places: False)
+    monkeypatch.setattr(rulebook, "_fits_table", lambda rows, places: False)
     ordered = made()
     assert table.counts == ordered.counts
     for name in ("source", "target", "output_indices"):

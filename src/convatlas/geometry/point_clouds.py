@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from convatlas.training.run import Run
 from convatlas.training.task import GradientTask
 from convatlas.weights import load_weights
 
-__all__ = ["PointRecognition", "PointSegmentation", "PointTask"]
+__all__ = ["Answer", "PointRecognition", "PointSegmentation", "PointTask"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,6 +56,8 @@ class PointTask(GradientTask):
 
     verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict", "compare")
     config_kind: ClassVar[type[E3DSNNConfig]]
+    #: Whether every point has a class of its own.
+    names_points: ClassVar[bool] = False
 
     data: str
     model: str
@@ -192,7 +194,7 @@ class PointTask(GradientTask):
         The mean over all fragments, which take the points of full voxels in turn, and over the turns about z.
         """
         device = next(self.network.parameters()).device
-        whole = self.config_kind is E3DSNNClassifierConfig
+        whole = not self.names_points
         total = torch.zeros(1 if whole else len(cloud), len(self.classes), dtype=torch.float64)
         self.network.eval()
         for turn in range(self.test_rotations):
@@ -313,6 +315,16 @@ class PointTask(GradientTask):
     def measures(self, answers: Sequence["Answer"]) -> dict[str, float]:
         """Measures of quality, the most important one first."""
 
+    def confusion(self, answers: Sequence["Answer"]) -> npt.NDArray[np.int64]:
+        """How often clouds, or points, of one class (rows) were taken for another (columns), (K, K)."""
+        count = len(self.classes)
+        matrix = np.zeros((count, count), dtype=np.int64)
+        for answer in answers:
+            known = answer.truth >= 0
+            pairs = answer.truth[known] * count + answer.best[known]
+            matrix += np.bincount(pairs, minlength=count**2).reshape(count, count)
+        return matrix
+
     def quality(self) -> dict[str, float]:
         """Quality on the test clouds."""
         return self.measures(self.answers(self._held_out(None))[0])
@@ -426,11 +438,6 @@ class PointRecognition(PointTask):
         each = [float(right[labels == label].mean()) for label in np.unique(labels)]
         return {"accuracy": float(right.mean()), "mean class accuracy": float(np.mean(each))}
 
-    @classmethod
-    def compare(cls, tasks: Mapping[str, Self], runs: Mapping[str, Run], folder: Path) -> Report:
-        """One report on several networks that were trained on the same clouds."""
-        return super().compare(tasks, runs, folder)
-
 
 @dataclass(kw_only=True, eq=False)
 class PointSegmentation(PointTask):
@@ -447,6 +454,7 @@ class PointSegmentation(PointTask):
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_iou", "max")
     defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 4, "lr": 2e-3, "weight_decay": 5e-3}
     config_kind: ClassVar[type[E3DSNNConfig]] = E3DSNNSegmenterConfig
+    names_points: ClassVar[bool] = True
 
     data: str = "scenes"
     model: str = "e3dsnn_seg"
@@ -505,16 +513,6 @@ class PointSegmentation(PointTask):
         known = union > 0
         mean = float((hits[known] / union[known]).mean()) if known.any() else float("nan")
         return {"mean IoU": mean, "accuracy": float(hits.sum() / max(matrix.sum(), 1))}
-
-    def confusion(self, answers: Sequence[Answer]) -> npt.NDArray[np.int64]:
-        """How often points of one class (rows) were taken for another (columns)."""
-        count = len(self.classes)
-        matrix = np.zeros((count, count), dtype=np.int64)
-        for answer in answers:
-            known = answer.truth >= 0
-            pairs = answer.truth[known] * count + answer.best[known]
-            matrix += np.bincount(pairs, minlength=count**2).reshape(count, count)
-        return matrix
 
 
 def _digest(splits: Mapping[str, CloudSet]) -> str:

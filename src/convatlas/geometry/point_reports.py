@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,14 @@ import numpy.typing as npt
 from convatlas.data.images import Skipped
 from convatlas.data.points import Cloud, write_ply
 from convatlas.files import write_text
-from convatlas.geometry.point_clouds import Answer, PointRecognition, PointSegmentation, PointTask
 from convatlas.report import Bars, Cell, Files, Heatmap, Images, Lines, Note, Part, Report, Section, Table, printable
 from convatlas.training.comparison import cost_table
 from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import provenance
 from convatlas.training.run import Run
+
+if TYPE_CHECKING:
+    from convatlas.geometry.point_clouds import Answer, PointTask
 
 __all__ = ["colours", "evaluation_report", "portrait", "prediction_report", "training_report"]
 
@@ -41,7 +44,7 @@ def evaluation_report(task: PointTask, answers: Sequence[Answer], skipped: Seque
 def prediction_report(task: PointTask, answers: Sequence[Answer], skipped: Sequence[Skipped], folder: Path) -> Report:
     """Every cloud with its class as ``predictions.csv``, or with those of its points as a coloured PLY file."""
     files = {}
-    if isinstance(task, PointRecognition):
+    if not task.names_points:
         write_text(folder / "predictions.csv", _table(task, answers))
         files["all predictions"] = "predictions.csv"
         named = [task.classes[answer.best[0]] for answer in answers]
@@ -106,9 +109,8 @@ def training_report(task: PointTask, run: Run) -> Report:
 def _quality(task: PointTask, answers: Sequence[Answer]) -> list[Part]:
     measured = task.measures(answers)
     parts: list[Part] = [Table("Measured", list(measured), [list(measured.values())])]
-    names = task.classes
-    if isinstance(task, PointSegmentation):
-        matrix = task.confusion(answers)
+    names, matrix = task.classes, task.confusion(answers)
+    if task.names_points:
         union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
         rows: list[list[Cell]] = [
             [name, int(matrix[index].sum()), float(matrix[index, index] / union[index])]
@@ -118,9 +120,6 @@ def _quality(task: PointTask, answers: Sequence[Answer]) -> list[Part]:
         parts.append(Table("By class", ["class", "points", "IoU"], rows))
         shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         return [*parts, Heatmap("Shares of each true class", shares, names, names, "predicted class", "true class")]
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    for answer in answers:
-        matrix[answer.label, answer.best[0]] += 1
     return [*parts, Heatmap("Confusion matrix", matrix, names, names, "predicted class", "true class")]
 
 
@@ -143,7 +142,7 @@ def _pictures(task: PointTask, answers: Sequence[Answer]) -> Images:
     pictures = []
     for row in order:
         answer = answers[row]
-        if isinstance(task, PointRecognition):
+        if not task.names_points:
             said = task.classes[answer.best[0]]
             truth = f", truly {task.classes[answer.label]}" if answer.label >= 0 else ""
             pictures.append((portrait(answer.cloud), f"{answer.name}: {said}{truth}"))

@@ -196,7 +196,7 @@ def average_precision_r40(
         found: for each sample boxes (N, 7) and scores (N).
         truths: for each sample its true boxes (M, 7).
         threshold: least intersection over union; 0.7 for cars.
-        ignored: for each sample which of its true boxes (M) neither count nor make a detection wrong, such as hard ones.
+        ignored: for each sample which of its true boxes (M) do not count, found or not, such as hard ones.
 
     Raises:
         ValueError: the numbers of samples differ.

@@ -19,6 +19,10 @@ from convatlas.ops.sparse import (
 )
 
 TINY: dict[str, Any] = {"embed_dim": 6, "dims": (6, 8), "depths": (1, 0), "num_classes": 5}
+DETECTOR: dict[str, Any] = {
+    **{"embed_dim": 4, "dims": (4, 6), "depths": (1, 0), "out_dim": 5, "spatial_shape": (11, 12, 8)},
+    **{"map_depths": (1,), "map_strides": (1,), "map_dims": (6,), "up_strides": (1,), "up_dims": (4,)},
+}
 _PLACES = "which places are active depends on the data, so shapes are not known without them"
 _EXEMPT = {
     "samples_are_independent": "a sample is a set of rows, which the test of the network changes",
@@ -40,8 +44,8 @@ _EXEMPT = {
 
 
 def voxels(model: nn.Module, batch: int) -> tuple[Any, ...]:
-    """A few dozen voxels a sample, in a grid of odd sizes."""
-    shape = (9, 7, 11)
+    """A few dozen voxels a sample, in a grid of odd sizes or that of the network."""
+    shape = getattr(model.config, "spatial_shape", (9, 7, 11))
     active = (torch.rand(batch, *shape, generator=torch.Generator().manual_seed(3)) < 0.1).nonzero().int()
     return (SparseTensor(torch.randn(len(active), model.in_channels), active, shape, batch),)
 
@@ -55,6 +59,7 @@ NETWORKS = [
         {**_EXEMPT, "one_sample_is_enough_and_evaluation_repeats": "a score belongs to a voxel, not to a sample"},
         takes_tensors=False,
     ),
+    Network("e3dsnn_kitti_car", DETECTOR, voxels, _EXEMPT, takes_tensors=False),
 ]
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,12 +142,10 @@ class SpikingMap(nn.Module):
         for depth, stride, dim, up, up_dim in zip(*stages, strict=True):
             convs = [nn.Conv2d(before, dim, 3, stride, 1, bias=False)]
             convs += [nn.Conv2d(dim, dim, 3, padding=1, bias=False) for _ in range(depth)]
-            self.stages.append(
-                nn.Sequential(*(part for conv in convs for part in _fired(conv, dim, config.max_spikes)))
-            )
-            self.ups.append(
-                nn.Sequential(*_fired(nn.ConvTranspose2d(dim, up_dim, up, up, bias=False), up_dim, config.max_spikes))
-            )
+            layers = [part for conv in convs for part in _fired(conv, dim, config.max_spikes)]
+            self.stages.append(nn.Sequential(*layers))
+            enlarged = nn.ConvTranspose2d(dim, up_dim, up, up, bias=False)
+            self.ups.append(nn.Sequential(*_fired(enlarged, up_dim, config.max_spikes)))
             before = dim
         self.out_channels = sum(config.up_dims)
 
@@ -166,8 +165,7 @@ def _fired(conv: nn.Module, channels: int, max_spikes: int) -> list[nn.Module]:
 # -- boxes -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class BoxMaps:
+class BoxMaps(NamedTuple):
     """What is said of the anchors of a batch.
 
     Attributes:

@@ -134,7 +134,7 @@ class _Rows:
     def __init__(self, keys: Tensor, places: int) -> None:
         rows = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         self.table = self.order = None
-        if fits_table(len(keys), places):
+        if _fits_table(len(keys), places):
             self.table = torch.full((places,), -1, dtype=torch.int32, device=keys.device)
             self.table[keys] = rows
         else:
@@ -152,7 +152,7 @@ class _Rows:
         return torch.where(found, self.order.index_select(0, at), -1)
 
 
-def fits_table(rows: int, places: int) -> bool:
+def _fits_table(rows: int, places: int) -> bool:
     """Whether a number for each place is less work than sorting the rows."""
     return places <= min(_TABLE_PLACES, max(2**16, _PLACES_PER_ROW * rows))
 
@@ -265,7 +265,7 @@ def _rulebook(
         goals.append(keys)
     keys = torch.cat(goals)
     places = math.prod(sizes)
-    if fits_table(len(indices), places):
+    if _fits_table(len(indices), places):
         active = torch.zeros(places, dtype=torch.bool, device=keys.device)
         active[keys] = True
         found = active.nonzero().squeeze(1)
