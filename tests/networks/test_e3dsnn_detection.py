@@ -72,11 +72,24 @@ def test_it_describes_every_anchor_and_learns():
     assert found.offsets.shape == (2, 8 * 6 * 4, 7)
     true = [torch.tensor([[2.0, 1, -1, 1.5, 0.8, 1, 0.1]]), torch.zeros(0, 7)]
     losses = model.losses(found, true, [torch.tensor([0]), torch.zeros(0).long()])
+    losses = {name: value.detach() for name, value in (whole := losses).items()}
     assert float(losses["loss"]) == pytest.approx(
         float(losses["scores"] + 2 * losses["offsets"] + 0.2 * losses["directions"]), rel=1e-5
     )
-    losses["loss"].backward()
+    whole["loss"].backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_samples_are_independent():
+    model = SMALL.build().double().eval()
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.5)
+    x = sweep(SMALL).double()
+    both, one = model(x), model(x[:1])
+    for ours, theirs in zip(one[:3], both[:3], strict=True):
+        torch.testing.assert_close(ours, theirs[:1])
+    assert not torch.allclose(both.scores[0], both.scores[1])
 
 
 @pytest.mark.parametrize("heading", [0.3, -2.8, 1.4, -1.9])

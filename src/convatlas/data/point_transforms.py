@@ -43,7 +43,7 @@ class CloudPreprocess:
         """Cut and normalise a cloud."""
         if self.clip is not None:
             low, high = np.array(self.clip[:3], np.float32), np.array(self.clip[3:], np.float32)
-            cloud = cloud.rows(((cloud.coordinates >= low) & (cloud.coordinates <= high)).all(1))
+            cloud = cloud.rows(np.asarray(((cloud.coordinates >= low) & (cloud.coordinates <= high)).all(1)))
         if self.normalize and len(cloud):
             places = cloud.coordinates - cloud.coordinates.mean(0)
             farthest = float(np.linalg.norm(places, axis=1).max())

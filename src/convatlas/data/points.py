@@ -87,7 +87,7 @@ def read_cloud(path: str | Path, *, name: str = "") -> Cloud:
         raise Unreadable(name, error.reason) from None
     except (OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise Unreadable(name, " ".join(str(error).split())) from None
-    finite = np.isfinite(cloud.coordinates).all(1) & np.isfinite(cloud.features).all(1)
+    finite = np.asarray(np.isfinite(cloud.coordinates).all(1) & np.isfinite(cloud.features).all(1))
     cloud = cloud if finite.all() else cloud.rows(finite)
     if not len(cloud):
         raise Unreadable(name, "it holds no point")

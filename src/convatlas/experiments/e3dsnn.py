@@ -11,6 +11,7 @@ import random
 import statistics
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ def quick() -> Report:
             means.append(_means_accuracy(train, test, seed))
             advance(f"means, seed {seed}")
             for name, found in results.items():
-                found.append(_train(name, train, test, seed, lambda name=name: advance(name)))
+                found.append(_train(name, train, test, seed, partial(advance, name)))
         sample = test.batches[0][0][:1]
         sections = [_accuracy_section(results, means), _energy_section(results, sample), _identities(sample)]
     return finished("E-3DSNN: quick test of its claims", sections)

@@ -217,12 +217,12 @@ class AnchorHead(nn.Module):
         """Describe the anchors of a map (B, C, H, W)."""
         batch, _, height, width = x.shape
         anchors = self.anchors(height, width, x.device)
-        parts = [
+        scores, offsets, directions = (
             layer(x).movedim(1, -1).reshape(batch, len(anchors), -1)
             for layer in (self.scores, self.offsets, self.directions)
-        ]
+        )
         kinds = torch.arange(self.config.num_classes, device=x.device).repeat_interleave(len(self.config.rotations))
-        return BoxMaps(*parts, anchors, kinds.repeat(height * width))
+        return BoxMaps(scores, offsets, directions, anchors, kinds.repeat(height * width))
 
 
 class E3DSNNDetector(nn.Module):

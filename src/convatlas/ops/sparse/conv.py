@@ -28,8 +28,8 @@ __all__ = ["sparse_conv", "sparse_max_pool", "sparse_mean"]
 
 #: Share of active places from which the whole grid is convolved on a CPU, and most places of such a grid.
 _DENSE_OCCUPANCY, _DENSE_PLACES = 0.5, 2**24
-_DENSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_DENSE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_DENSE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_DENSE_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _auto(features: Tensor, rulebook: Rulebook, *_: object) -> str:

@@ -6,14 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-
-if TYPE_CHECKING:
-    from convatlas.ops.sparse.rulebook import Rulebook
 
 __all__ = ["SparseTensor", "linear_keys", "unravel_keys"]
 
@@ -42,7 +39,7 @@ class SparseTensor:
     indices: Tensor
     spatial_shape: tuple[int, ...]
     batch_size: int
-    rulebooks: dict[Any, Rulebook] = field(default_factory=dict, repr=False)
+    rulebooks: dict[Any, Any] = field(default_factory=dict, repr=False)
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
@@ -183,7 +180,7 @@ def _flatten(x: SparseTensor) -> tuple[list[Tensor], tuple[tuple[int, ...], int]
 
 
 def _unflatten(tensors: Any, rest: tuple[tuple[int, ...], int]) -> SparseTensor:
-    return SparseTensor(*tensors, *rest, check=False)
+    return SparseTensor(tensors[0], tensors[1], rest[0], rest[1], check=False)
 
 
 def _flatten_with_keys(x: SparseTensor) -> Any:
