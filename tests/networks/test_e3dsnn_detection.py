@@ -72,11 +72,9 @@ def test_it_describes_every_anchor_and_learns():
     assert found.offsets.shape == (2, 8 * 6 * 4, 7)
     true = [torch.tensor([[2.0, 1, -1, 1.5, 0.8, 1, 0.1]]), torch.zeros(0, 7)]
     losses = model.losses(found, true, [torch.tensor([0]), torch.zeros(0).long()])
-    losses = {name: value.detach() for name, value in (whole := losses).items()}
-    assert float(losses["loss"]) == pytest.approx(
-        float(losses["scores"] + 2 * losses["offsets"] + 0.2 * losses["directions"]), rel=1e-5
-    )
-    whole["loss"].backward()
+    losses["loss"].backward()
+    parts = {name: float(value.detach()) for name, value in losses.items()}
+    assert parts["loss"] == pytest.approx(parts["scores"] + 2 * parts["offsets"] + 0.2 * parts["directions"], rel=1e-5)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
