@@ -39,6 +39,7 @@ _PACKAGE = Path(__file__).parent
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
+    "lidar-detection": "geometry.lidar_detection:LidarDetection",
     "point-recognition": "geometry.point_clouds:PointRecognition",
     "point-segmentation": "geometry.point_clouds:PointSegmentation",
     "pretraining": "recognition.pretraining:Pretraining",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +64,14 @@ class CloudSet:
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
-    source: Callable[[str], Cloud]
+    source: Callable[[str], Any]
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def cloud(self, index: int) -> Cloud:
-        """Read one cloud.
+    def cloud(self, index: int) -> Any:
+        """Read one cloud, a `Cloud` or a `Sweep`.
 
         Raises:
             Unreadable: the file fails.

@@ -2,7 +2,6 @@
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from convatlas.data.point_sets import CloudSet, cloud_files, read_clouds, read_s
 from convatlas.data.point_transforms import CloudAugment, CloudPreprocess, turned
 from convatlas.data.points import Cloud, read_cloud
 from convatlas.errors import DataError, Unsupported
+from convatlas.geometry.splits import digest, split_sets
 from convatlas.geometry.voxel_data import VoxelDataset, collate, merge_pairs, point_features, thinned
 from convatlas.networks.e3dsnn.points import E3DSNN, E3DSNNClassifierConfig, E3DSNNConfig, E3DSNNSegmenterConfig
 from convatlas.networks.registry import model_config, published_source
@@ -106,7 +106,7 @@ class PointTask(GradientTask):
             CheckpointError: ``weights`` do not fit.
         """
         self.splits = self._split(self._read(self.data))
-        self.data_digest = _digest(self.splits)
+        self.data_digest = digest(self.splits)
         self.classes = self.splits["train"].classes
         first = self._first(self.splits["train"])
         self.network = self._build(3 + first.features.shape[1])
@@ -130,31 +130,8 @@ class PointTask(GradientTask):
         raise DataError(f"none of the clouds of {self.data} can be read: {reason}")
 
     def _split(self, sets: dict[str, CloudSet]) -> dict[str, CloudSet]:
-        held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
-        if "all" in sets:
-            return self._divided(sets["all"], held_out)
-        if "train" not in sets:
-            raise DataError(f"{self.data} has no train part, only {', '.join(sets)}")
-        if "val" not in sets:
-            sets = {**sets, **self._divided(sets["train"], {"val": self.val_fraction})}
-        return {**sets, "test": sets.get("test", sets["val"])}
-
-    def _divided(self, clouds: CloudSet, held_out: Mapping[str, float]) -> dict[str, CloudSet]:
-        """Parts of a set, each with the same share of every class."""
-        generator = np.random.default_rng(self.split_seed)
-        rows: dict[str, list[int]] = {"train": [], **{name: [] for name in held_out}}
-        for label in np.unique(clouds.labels):
-            order = generator.permutation(np.flatnonzero(clouds.labels == label)).tolist()
-            if len(order) <= len(held_out):
-                what = f"of class {clouds.classes[label]} " if label >= 0 else ""
-                raise DataError(f"{self.data} has {len(order)} clouds {what}but needs at least {len(held_out) + 1}")
-            total = len(order)
-            for name, share in held_out.items():
-                count = min(max(1, round(share * total)), len(order) - 1)
-                rows[name] += order[:count]
-                order = order[count:]
-            rows["train"] += order
-        return {name: clouds.subset(sorted(part)) for name, part in rows.items()}
+        fractions = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        return split_sets(sets, self.data, **fractions, seed=self.split_seed)
 
     def _build(self, in_channels: int) -> E3DSNN:
         config = model_config(self.model, **self.options, num_classes=len(self.classes), in_channels=in_channels)
@@ -225,7 +202,7 @@ class PointTask(GradientTask):
         if data is None:
             if not self.splits:
                 splits = self._split(self._read(self.data))
-                if _digest(splits) != self.data_digest:
+                if digest(splits) != self.data_digest:
                     raise DataError(
                         f"the clouds of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the clouds to evaluate on by --data"
@@ -513,12 +490,3 @@ class PointSegmentation(PointTask):
         known = union > 0
         mean = float((hits[known] / union[known]).mean()) if known.any() else float("nan")
         return {"mean IoU": mean, "accuracy": float(hits.sum() / max(matrix.sum(), 1))}
-
-
-def _digest(splits: Mapping[str, CloudSet]) -> str:
-    """A short text that tells whether clouds were split in the same way."""
-    digest = hashlib.sha256()
-    for name, clouds in splits.items():
-        digest.update(f"{name} {len(clouds)}\n".encode())
-        digest.update("".join(f"{entry}\n" for entry in clouds.names).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]

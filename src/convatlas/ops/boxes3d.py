@@ -7,7 +7,7 @@ its length, in radians.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -186,17 +186,19 @@ def average_precision_r40(
     threshold: float = 0.7,
     *,
     ignored: Sequence[Tensor] | None = None,
+    overlap: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> float:
     """Mean over the recalls 1/40, 2/40, ... 1 of the best precision at that recall or a higher one, as KITTI has it.
 
-    A detection takes the true box of its sample that it overlaps most and that no better detection has taken, if their
-    volumes overlap by the threshold.
+    A detection takes the true box of its sample that it overlaps most and that no better detection has taken, if they
+    overlap by the threshold.
 
     Args:
         found: for each sample boxes (N, 7) and scores (N).
         truths: for each sample its true boxes (M, 7).
         threshold: least intersection over union; 0.7 for cars.
         ignored: for each sample which of its true boxes (M) do not count, found or not, such as hard ones.
+        overlap: of boxes with boxes; `iou_3d` when left out.
 
     Raises:
         ValueError: the numbers of samples differ.
@@ -208,7 +210,7 @@ def average_precision_r40(
     for sample, ((boxes, scores), true) in enumerate(zip(found, truths, strict=True)):
         idle = torch.zeros(len(true), dtype=torch.bool) if ignored is None else ignored[sample].cpu()
         total += int((~idle).sum())
-        overlaps = iou_3d(boxes, true).cpu()
+        overlaps = (overlap or iou_3d)(boxes, true).cpu()
         free = torch.ones(len(true), dtype=torch.bool)
         for row in scores.argsort(descending=True, stable=True).tolist():
             possible = torch.where(free, overlaps[row], -1.0)
