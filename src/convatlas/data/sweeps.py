@@ -38,7 +38,7 @@ class Sweep:
         points: (N, 4) float32: x forwards, y to the left, z up in metres, and intensity.
         boxes: (M, 7) float32: centre, length, width, height, heading from x.
         labels: (M,) int64, the class of each box.
-        ignored: (M,) bool, whether a box does not count when quality is measured: it is hard to see, or of a kind alike.
+        ignored: (M,) bool, whether a box does not count in measures of quality: it is hard to see, or of a kind alike.
     """
 
     points: Floats
@@ -138,7 +138,7 @@ def _box(
     words: Sequence[str], classes: tuple[str, ...], to_lidar: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], int, bool] | None:
     kind = words[0]
-    alike = next((name for name in classes if kind in _ALIKE.get(name, ())), None)
+    alike = None if kind in classes else next((name for name in classes if kind in _ALIKE.get(name, ())), None)
     if kind not in classes and alike is None:
         return None
     cut, hidden, _, _, top, _, bottom, height, width, length, x, y, z, turn = map(float, words[1:15])

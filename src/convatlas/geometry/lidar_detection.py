@@ -380,9 +380,9 @@ class _AveragePrecision(Metric):
         self.num_classes, self.threshold = num_classes, threshold
         # Boxes as rows: sample, class, score (or -1 for a true box, -2 for one that does not count), box.
         self.add_state("rows", [], dist_reduce_fx="cat")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
-
-    samples: Tensor
+        # Every process counts its own samples, far from those of the others.
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.sample = 1_000_000 * (torch.distributed.get_rank() if several else 0)
 
     def update(
         self,
@@ -393,11 +393,10 @@ class _AveragePrecision(Metric):
     ) -> None:
         """Add sweeps."""
         for (some, scores, kinds), true, names, hard in zip(found, boxes, labels, ignored, strict=True):
-            sample = int(self.samples)
-            for which, values, place in ((kinds, scores, some), (names, -1.0 - hard.float(), true)):
-                first = torch.full((len(place), 1), float(sample), device=place.device)
-                self.rows.append(torch.cat([first, which[:, None].float(), values[:, None].float(), place.float()], 1))
-            self.samples += 1
+            for which, values, place in ((kinds, scores, some), (names, -1.0 - hard.double(), true)):
+                first = torch.full((len(place), 1), float(self.sample), dtype=torch.float64, device=place.device)
+                self.rows.append(torch.cat([first, which[:, None], values[:, None], place], 1))
+            self.sample += 1
 
     def compute(self) -> Tensor:
         """The mean over the classes."""
@@ -405,7 +404,7 @@ class _AveragePrecision(Metric):
         each = []
         for kind in range(self.num_classes):
             found, true, hard = [], [], []
-            for sample in range(int(self.samples)):
+            for sample in rows[:, 0].unique():
                 own = rows[(rows[:, 0] == sample) & (rows[:, 1] == kind)]
                 said, known = own[own[:, 2] >= 0], own[own[:, 2] < 0]
                 found.append((said[:, 3:], said[:, 2]))
