@@ -24,6 +24,7 @@ SMALL = E3DSNNDetectorConfig(
     up_dims=(5, 7),
     anchor_sizes=((1.5, 0.8, 1.0), (0.8, 0.8, 1.7)),
     anchor_bottoms=(-1.5, -1.5),
+    refinement=None,
 )
 
 

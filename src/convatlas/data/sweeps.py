@@ -103,7 +103,8 @@ def _kitti(folder: str, classes: tuple[str, ...], point_range: tuple[float, ...]
         lines = (root / "label_2" / f"{name}.txt").read_text(encoding="ascii").splitlines()
         camera = table["R0_rect"] @ table["Tr_velo_to_cam"]
         seen = _in_image(sweep.points[:, :3], table["P2"] @ camera)
-        found = [entry for line in lines if (entry := _box(line.split(), classes, np.linalg.inv(camera))) is not None]
+        back = np.asarray(np.linalg.inv(camera), np.float64)
+        found = [entry for line in lines if (entry := _box(line.split(), classes, back)) is not None]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise Unreadable(name, f"its labels or calibration fail: {error}") from None
     low, high = np.array(point_range[:3]), np.array(point_range[3:])

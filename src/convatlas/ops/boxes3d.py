@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "average_precision_r40",
+    "box_corners",
     "decode_boxes",
     "encode_boxes",
     "iou_3d",
@@ -44,6 +45,14 @@ def _corners(boxes: Tensor) -> Tensor:
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def box_corners(boxes: Tensor) -> Tensor:
+    """Corners (N, 8, 3) of boxes (N, 7): the lower four counter-clockwise, then the upper ones."""
+    ground = _corners(boxes)
+    low, high = (boxes[:, 2:3] + sign * boxes[:, 5:6] / 2 for sign in (-1, 1))
+    layers = [torch.cat([ground, z[:, :, None].expand(-1, 4, -1)], 2) for z in (low, high)]
+    return torch.cat(layers, 1)
 
 
 def _overlap_area(a: Tensor, b: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from convatlas.ops.sparse import (
 TINY: dict[str, Any] = {"embed_dim": 6, "dims": (6, 8), "depths": (1, 0), "num_classes": 5}
 DETECTOR: dict[str, Any] = {
     **{"embed_dim": 4, "dims": (4, 6), "depths": (1, 0), "out_dim": 5, "spatial_shape": (11, 12, 8)},
+    "refinement": None,
     **{"map_depths": (1,), "map_strides": (1,), "map_dims": (6,), "up_strides": (1,), "up_dims": (4,)},
 }
 _PLACES = "which places are active depends on the data, so shapes are not known without them"

@@ -2,8 +2,8 @@
 
 Qiu, Yao, Zhang, Chou, Qiao, Zhou, Xu, Li: "Efficient 3D Recognition with Event-driven Spike Sparse Convolution",
 AAAI 2025, arXiv 2412.07360. The backbone is the authors' ``VoxelBackBone8x_3dv_snn``; the map seen from above and the
-first stage of boxes are those of Voxel R-CNN (Deng et al., AAAI 2021, arXiv 2012.15712) with neurons for ReLU. Its
-second stage, which refines boxes by features pooled inside them, is not part of this file.
+boxes are those of Voxel R-CNN (Deng et al., AAAI 2021, arXiv 2012.15712) with neurons for ReLU. Its second stage stands
+in `convatlas.networks.e3dsnn.refinement`.
 
 Weights: the authors' detection checkpoints have another layout, which is not mapped.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from convatlas.networks.base import Feature, NetworkConfig
 from convatlas.networks.e3dsnn.points import DownBlock, conv_norm, stem
+from convatlas.networks.e3dsnn.refinement import BoxRefiner, RefinementConfig
 from convatlas.nn.conv.sparse import SparseConv3d, SparseSequential, SubMConv3d
 from convatlas.nn.spiking import IntegerLIF
 from convatlas.ops.boxes3d import decode_boxes, encode_boxes, limit_period, nearest_iou_bev, suppress_overlaps
@@ -57,6 +58,7 @@ class E3DSNNDetectorConfig(NetworkConfig):
         matched, unmatched: overlap from which an anchor is a box, and below which it is none.
         direction_offset: heading at which the first of two directions begins.
         max_spikes: largest number of spikes that a neuron sends at once.
+        refinement: of the second stage; None leaves it out.
     """
 
     in_channels: int = 4
@@ -78,6 +80,7 @@ class E3DSNNDetectorConfig(NetworkConfig):
     unmatched: float = 0.45
     direction_offset: float = 0.78539
     max_spikes: int = 4
+    refinement: RefinementConfig | None = field(default_factory=RefinementConfig)
 
     def __post_init__(self) -> None:
         if len(self.dims) != len(self.depths) or min(self.dims, default=0) < 1:
@@ -174,6 +177,11 @@ class BoxMaps(NamedTuple):
         directions: (B, A, 2), scores of the two directions of a heading.
         anchors: (A, 7).
         classes: (A) int64, the class that each anchor has the size of.
+        levels: features of the backbone, for the second stage.
+        rois: for each sample the boxes (R, 7) of the first stage that the second one looked at; none in training.
+        roi_classes: their classes (R).
+        refined_scores: (R) of each, before the sigmoid.
+        refined_offsets: (R, 7) of each.
     """
 
     scores: Tensor
@@ -181,6 +189,11 @@ class BoxMaps(NamedTuple):
     directions: Tensor
     anchors: Tensor
     classes: Tensor
+    levels: tuple[SparseTensor, ...] = ()
+    rois: tuple[Tensor, ...] = ()
+    roi_classes: tuple[Tensor, ...] = ()
+    refined_scores: tuple[Tensor, ...] = ()
+    refined_offsets: tuple[Tensor, ...] = ()
 
 
 class AnchorHead(nn.Module):
@@ -237,6 +250,18 @@ class E3DSNNDetector(nn.Module):
             depth = (depth - 1) // 2 + 1
         self.map = SpikingMap(config.out_dim * ((depth - 3) // 2 + 1), config)
         self.head = AnchorHead(self.map.out_channels, config)
+        channels = [info.channels for info in self.backbone.feature_info]
+        self.refiner = None
+        if config.refinement is not None:
+            self.refiner = BoxRefiner(channels, config.refinement, config.max_spikes)
+        low, high = torch.tensor(config.point_range[:3]), torch.tensor(config.point_range[3:])
+        z, y, x = config.spatial_shape
+        # One plane of voxels more than the range holds.
+        self.register_buffer("voxel_size", (high - low) / torch.tensor([x, y, z - 1]), persistent=False)
+        self.register_buffer("low", low, persistent=False)
+
+    voxel_size: Tensor
+    low: Tensor
 
     @property
     def in_channels(self) -> int:
@@ -269,14 +294,32 @@ class E3DSNNDetector(nn.Module):
                 f"x must have a grid of {self.config.spatial_shape} with {self.in_channels} features, "
                 f"got {x.spatial_shape} with {x.channels}"
             )
-        above: Tensor = self.backbone(x)[1].dense()
-        boxes: BoxMaps = self.head(self.map(above.flatten(1, 2)))
-        return boxes
+        levels, flat = self.backbone(x)
+        found: BoxMaps = self.head(self.map(flat.dense().flatten(1, 2)))._replace(levels=tuple(levels))
+        if self.refiner is None or self.training:
+            return found
+        chosen = self._proposals(found)
+        rois = [boxes for boxes, _, _ in chosen]
+        scores, offsets = self.refiner(levels, rois, self.voxel_size, self.low)
+        kinds = tuple(kind for _, _, kind in chosen)
+        return found._replace(
+            rois=tuple(rois), roi_classes=kinds, refined_scores=tuple(scores), refined_offsets=tuple(offsets)
+        )
+
+    @torch.no_grad()
+    def _proposals(self, found: BoxMaps) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes of each sample that the second stage looks at."""
+        refinement: RefinementConfig = self.config.refinement  # type: ignore[assignment]
+        which = 0 if self.training else 1
+        boxes = self._first_stage(found, 0.0, refinement.overlaps[which], most=refinement.candidates)
+        count = refinement.proposals[which]
+        return [(some[:count], scores[:count], kinds[:count]) for some, scores, kinds in boxes]
 
     def losses(self, found: BoxMaps, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Losses of a batch: focal loss of the scores, smooth L1 of the offsets, cross-entropy of the directions.
 
-        Weights 1, 2 and 0.2; each sample counts by its number of anchors that are boxes.
+        Weights 1, 2 and 0.2; each sample counts by its number of anchors that are boxes. Of the second stage the
+        cross-entropy of the quality, smooth L1 of changes and of corners are added.
 
         Args:
             found: what `forward` gave.
@@ -299,8 +342,26 @@ class E3DSNNDetector(nn.Module):
             scores = found.directions[sample].float()[positive]
             total["directions"].append(F.cross_entropy(scores, direction, reduction="sum") / count)
         parts = {name: torch.stack(values).mean() for name, values in total.items()}
-        weights = {"scores": 1.0, "offsets": 2.0, "directions": 0.2}
-        return {"loss": sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), **parts}
+        if self.refiner is not None:
+            parts |= self._refinement_losses(self.refiner, found, boxes, labels)
+        weights = {"offsets": 2.0, "directions": 0.2}
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
+        return {"loss": loss, **parts}
+
+    def _refinement_losses(
+        self, refiner: BoxRefiner, found: BoxMaps, boxes: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        chosen = [
+            refiner.choose(rois, kinds, true, names)
+            for (rois, _, kinds), true, names in zip(self._proposals(found), boxes, labels, strict=True)
+        ]
+        rois = [some for some, _, _ in chosen]
+        if sum(map(len, rois)) < 2:  # batch normalisation cannot learn from one
+            return {}
+        scores, offsets = refiner(found.levels, rois, self.voxel_size, self.low)
+        parts = [torch.cat(part) for part in (scores, offsets, rois)]
+        true, overlap = (torch.cat([entry[index] for entry in chosen]) for index in (1, 2))
+        return refiner.losses(*parts, true, overlap)
 
     def _assign(self, found: BoxMaps, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The class of each anchor (A), -1 for none and -2 for those that do not count, and the box (A) of each.
@@ -334,15 +395,33 @@ class E3DSNNDetector(nn.Module):
             score_threshold: least score.
             overlap_threshold: overlap seen from above from which the worse box is left out.
         """
+        if not found.refined_scores:
+            return self._first_stage(found, score_threshold, overlap_threshold)
+        results = []
+        for rois, kinds, values, changes in zip(
+            found.rois, found.roi_classes, found.refined_scores, found.refined_offsets, strict=True
+        ):
+            scores = values.float().sigmoid()
+            rows = (scores >= score_threshold).nonzero()[:, 0]
+            boxes = BoxRefiner.changed(rois[rows], changes[rows].float())
+            boxes = torch.cat([boxes[:, :6], limit_period(boxes[:, 6:])], 1)
+            kept = suppress_overlaps(boxes, scores[rows], overlap_threshold)
+            results.append((boxes[kept], scores[rows][kept], kinds[rows][kept]))
+        return results
+
+    def _first_stage(
+        self, found: BoxMaps, score_threshold: float, overlap_threshold: float, most: int = 512
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         results = []
         for scores, offsets, directions in zip(found.scores, found.offsets, found.directions, strict=True):
             best, kinds = scores.float().sigmoid().max(1)
-            rows = (best >= score_threshold).nonzero()[:, 0]
+            order = best.argsort(descending=True, stable=True)[:most]
+            rows = order[best[order] >= score_threshold]
             boxes = decode_boxes(offsets[rows].float(), found.anchors[rows])
             half = limit_period(boxes[:, 6] - self.config.direction_offset, 0.0, math.pi)
             heading = half + self.config.direction_offset + math.pi * directions[rows].argmax(1)
             boxes = torch.cat([boxes[:, :6], limit_period(heading)[:, None]], 1)
-            kept = suppress_overlaps(boxes, best[rows], overlap_threshold)
+            kept = suppress_overlaps(boxes, best[rows], overlap_threshold, most=most)
             results.append((boxes[kept], best[rows][kept], kinds[rows][kept]))
         return results
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convatlas.ops.sparse.tensor import linear_keys, unravel_keys
 
-__all__ = ["Kernel", "Rulebook", "conv_rulebook", "submanifold_rulebook", "transposed_rulebook"]
+__all__ = ["Kernel", "RowLookup", "Rulebook", "conv_rulebook", "submanifold_rulebook", "transposed_rulebook"]
 
 #: Places of a grid up to which rows are looked up in a table with a number for each, and how many for each row.
 _TABLE_PLACES, _PLACES_PER_ROW = 2**26, 512
@@ -128,13 +128,19 @@ class Rulebook:
         )
 
 
-class _Rows:
-    """Finds the row of a key: in a table of all keys where that is small enough, else among the sorted ones."""
+class RowLookup:
+    """Finds the row of a key: in a table of all keys where that is small enough, else among the sorted ones.
 
-    def __init__(self, keys: Tensor, places: int) -> None:
+    Args:
+        keys: (N,) int64 from 0, each once.
+        places: the keys are below.
+        queries: how many keys will be looked for.
+    """
+
+    def __init__(self, keys: Tensor, places: int, queries: int = 0) -> None:
         rows = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         self.table = self.order = None
-        if _fits_table(len(keys), places):
+        if _fits_table(max(len(keys), queries // 64), places):
             self.table = torch.full((places,), -1, dtype=torch.int32, device=keys.device)
             self.table[keys] = rows
         else:
@@ -173,7 +179,7 @@ def submanifold_rulebook(
     padded = [size + 2 * margin for size, margin in zip(spatial_shape, reach, strict=True)]
     margins = torch.tensor([0, *reach], device=indices.device)
     keys = linear_keys(indices + margins, (batch_size, *padded))
-    rows = _Rows(keys, batch_size * math.prod(padded))
+    rows = RowLookup(keys, batch_size * math.prod(padded))
     steps = [math.prod(padded[axis + 1 :]) for axis in range(len(padded))]
     kernel = Kernel(tuple(kernel_size), (1,) * len(reach), tuple(reach), tuple(dilation))
     offsets = kernel.offsets()
@@ -269,7 +275,7 @@ def _rulebook(
         active = torch.zeros(places, dtype=torch.bool, device=keys.device)
         active[keys] = True
         found = active.nonzero().squeeze(1)
-        target = _Rows(found, places)(keys)
+        target = RowLookup(found, places)(keys)
     else:
         found, inverse = keys.unique(return_inverse=True)
         target = inverse.int()
