@@ -15,7 +15,7 @@ from convatlas.data.sweeps import Sweep, SweepAugment, read_sweep, read_sweeps, 
 from convatlas.errors import DataError, Unsupported
 from convatlas.geometry.lidar_detection import Finding, LidarDetection, SweepDataset, _AveragePrecision, _collate
 from convatlas.geometry.lidar_reports import from_above
-from convatlas.networks.e3dsnn.detection import E3DSNNDetectorConfig
+from convatlas.networks.registry import model_config
 from convatlas.training.settings import Training
 
 RANGE = (0.0, -6.4, -3.0, 12.8, 6.4, 1.0)
@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
     **{"embed_dim": 4, "dims": (4, 4), "depths": (0, 0), "out_dim": 4, "spatial_shape": (21, 32, 32)},
     **{"map_depths": (1,), "map_strides": (1,), "map_dims": (8,), "up_strides": (1,), "up_dims": (8,)},
     "point_range": RANGE,
+    "refinement": {"grid": 2, "levels": [1, 2], "radii": [1.0, 2.0], "dim": 4, "hidden_dims": [8, 8]},
 }
 
 
@@ -103,7 +104,7 @@ def test_points_and_boxes_change_together():
 
 
 def test_voxels_lie_in_the_grid_of_the_network():
-    config = E3DSNNDetectorConfig(**TINY)
+    config: Any = model_config("e3dsnn_kitti_car", **TINY)
     data = SweepDataset(read_sweeps("streets", ("Car",), RANGE)["all"], config, 5)
     sample = data[2]
     assert (sample["cells"] < torch.tensor([20, 32, 32])).all()

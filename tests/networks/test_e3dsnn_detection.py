@@ -128,5 +128,7 @@ def test_inputs_are_checked():
         model(torch.randn(2, 4))
     with pytest.raises(ValueError, match="anchor_sizes and anchor_bottoms must be as many"):
         SMALL.override(anchor_bottoms=(0.0,))
+    with pytest.raises(ValueError, match=r"refinement.levels must be from 0 to 1, got \(1, 2, 3\)"):
+        E3DSNNDetectorConfig(dims=(4,), depths=(0,))
     with pytest.raises(ValueError, match=r"unmatched and matched must rise within \[0, 1\]"):
         SMALL.override(matched=0.1)

@@ -92,6 +92,8 @@ class E3DSNNDetectorConfig(NetworkConfig):
             raise ValueError(
                 f"anchor_sizes and anchor_bottoms must be as many, got {self.anchor_sizes} and {self.anchor_bottoms}"
             )
+        if self.refinement is not None and not all(0 <= level <= len(self.dims) for level in self.refinement.levels):
+            raise ValueError(f"refinement.levels must be from 0 to {len(self.dims)}, got {self.refinement.levels}")
         if not 0 <= self.unmatched <= self.matched <= 1:
             raise ValueError(f"unmatched and matched must rise within [0, 1], got {self.unmatched} and {self.matched}")
 
@@ -177,7 +179,7 @@ class BoxMaps(NamedTuple):
         directions: (B, A, 2), scores of the two directions of a heading.
         anchors: (A, 7).
         classes: (A) int64, the class that each anchor has the size of.
-        levels: features of the backbone, for the second stage.
+        levels: features of the backbone, in training with a second stage.
         rois: for each sample the boxes (R, 7) of the first stage that the second one looked at; none in training.
         roi_classes: their classes (R).
         refined_scores: (R) of each, before the sigmoid.
@@ -295,9 +297,11 @@ class E3DSNNDetector(nn.Module):
                 f"got {x.spatial_shape} with {x.channels}"
             )
         levels, flat = self.backbone(x)
-        found: BoxMaps = self.head(self.map(flat.dense().flatten(1, 2)))._replace(levels=tuple(levels))
-        if self.refiner is None or self.training:
+        found: BoxMaps = self.head(self.map(flat.dense().flatten(1, 2)))
+        if self.refiner is None:
             return found
+        if self.training:  # the second stage learns from boxes near the true ones, which `losses` knows
+            return found._replace(levels=tuple(levels))
         chosen = self._proposals(found)
         rois = [boxes for boxes, _, _ in chosen]
         scores, offsets = self.refiner(levels, rois, self.voxel_size, self.low)
@@ -359,9 +363,8 @@ class E3DSNNDetector(nn.Module):
         if sum(map(len, rois)) < 2:  # batch normalisation cannot learn from one
             return {}
         scores, offsets = refiner(found.levels, rois, self.voxel_size, self.low)
-        parts = [torch.cat(part) for part in (scores, offsets, rois)]
         true, overlap = (torch.cat([entry[index] for entry in chosen]) for index in (1, 2))
-        return refiner.losses(*parts, true, overlap)
+        return refiner.losses(torch.cat(scores), torch.cat(offsets), torch.cat(rois), true, overlap)
 
     def _assign(self, found: BoxMaps, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The class of each anchor (A), -1 for none and -2 for those that do not count, and the box (A) of each.

@@ -93,8 +93,9 @@ class GridPooling(nn.Module):
             low: (3), where the grid begins.
         """
         places = ((points - low) / side).flip(1)
-        bounds = {"reach": self.reach, "radius": self.radius, "most": self.samples}
-        point, row = places_around(level, places, samples, side=side.flip(0), **bounds)
+        point, row = places_around(
+            level, places, samples, side=side.flip(0), reach=self.reach, radius=self.radius, most=self.samples
+        )
         away = (level.indices[row, 1:].flip(1) + 0.5) * side + low - points[point]
         gathered = points.new_zeros(len(points), self.dim)
         if len(point) > int(self.training):  # batch normalisation cannot learn from one
