@@ -15,7 +15,6 @@ from convatlas.ops.sparse import (
     conv_rulebook,
     sparse_conv,
     submanifold_rulebook,
-    transposed_rulebook,
 )
 
 TINY: dict[str, Any] = {"embed_dim": 6, "dims": (6, 8), "depths": (1, 0), "num_classes": 5}
@@ -84,9 +83,9 @@ def _arguments(rulebook: Rulebook, c_in: int = 3, c_out: int = 5, *, bias: bool 
     return features, rulebook, random(c_out, *rulebook.kernel.size, c_in), random(c_out) if bias else None
 
 
-def _submanifold(shape: tuple[int, ...], share: float = 0.3, size: int = 3, dilation: int = 1) -> Rulebook:
-    dims = len(shape)
-    return submanifold_rulebook(_places(shape, share), shape, 2, (size,) * dims, (dilation,) * dims)
+def _submanifold(shape: tuple[int, ...], share: float = 0.3) -> Rulebook:
+    ones = (1,) * len(shape)
+    return submanifold_rulebook(_places(shape, share), shape, 2, tuple(3 * one for one in ones), ones)
 
 
 def _strided(shape: tuple[int, ...], *numbers: int) -> Rulebook:
@@ -101,9 +100,7 @@ OPERATORS = [
             "submanifold": lambda: _arguments(_submanifold((5, 4)), 17, 2),
             "strided": lambda: _arguments(_strided((7, 5, 3), 2, 2), bias=False),
             "inverse": lambda: _arguments(_strided((7, 6), 2, 2).inverse),
-            "dilated": lambda: _arguments(_submanifold((11,), dilation=2), 1, 1),
             "padded": lambda: _arguments(_strided((13,), 3, 2, 1)),
-            "transposed": lambda: _arguments(transposed_rulebook(_places((6,), 0.4), (6,), 2, _kernel(1, 3, 2, 1))),
         },
         reaching={
             "pairs": lambda: _arguments(_submanifold((5, 4, 3))),
