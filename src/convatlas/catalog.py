@@ -40,12 +40,15 @@ _PACKAGE = Path(__file__).parent
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
     "field-forecasting": "physics.field_forecasting:FieldForecasting",
+    "lidar-detection": "geometry.lidar_detection:LidarDetection",
     "operator-learning": "physics.operator_learning:OperatorLearning",
+    "point-recognition": "geometry.point_clouds:PointRecognition",
+    "point-segmentation": "geometry.point_clouds:PointSegmentation",
     "poisson": "physics.poisson:Poisson",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
-    "skeletons": "recognition.skeletons:Skeletons",
     "sequences": "recognition.sequences:SequenceRecognition",
+    "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",
     "waves": "physics.wave:Waves",
 }

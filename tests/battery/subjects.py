@@ -38,12 +38,15 @@ class Network:
         options: overrides of its config that make it tiny.
         inputs: makes the inputs of a batch of a given size for the built network.
         exempt: tests that do not apply -> why.
+        takes_tensors: whether the inputs are tensors; others, such as sparse ones, pass through no dense layer, so that
+            there is nothing to place, insert or fold.
     """
 
     model: str
     options: Mapping[str, Any]
     inputs: Inputs = IMAGE
     exempt: Mapping[str, str] = field(default_factory=dict)
+    takes_tensors: bool = True
 
     @property
     def name(self) -> str:

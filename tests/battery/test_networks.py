@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 from torch.export import Dim
 
 from battery.compare import assert_close, assert_near, assert_same, first, leaves, loss
+from battery.entries import NETWORKS
 from battery.subjects import Network
 from convatlas import load_weights, save_weights
+from convatlas.catalog import model_module
 from convatlas.errors import UnknownName
 from convatlas.networks.registry import create_model, list_models, model_config, published_files
 
@@ -161,7 +164,18 @@ def test_compiles_without_a_break(family: Network):
         assert_close(parameter.grad, gradients[name.removeprefix("_orig_mod.")], name)
 
 
-@pytest.mark.parametrize("name", list_models())
+def variants() -> list[Any]:
+    """Every model by name; skipped where an entry of its file is exempt."""
+    test = "every_variant_runs_on_the_meta_device"
+    exempt = {model_module(entry.model): entry.exempt[test] for entry in NETWORKS if test in entry.exempt}
+    reasons = {name: exempt.get(model_module(name)) for name in list_models()}
+    return [
+        pytest.param(name, marks=pytest.mark.skip(reason=reason)) if reason else name
+        for name, reason in reasons.items()
+    ]
+
+
+@pytest.mark.parametrize("name", variants())
 def test_every_variant_runs_on_the_meta_device(name: str):
     with torch.device("meta"):
         model = create_model(name).eval()

@@ -49,16 +49,11 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         "its convolutions of several taps have groups, or read three colours, whose spectrum has no half",
     ),
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
-    (("fdconv", "cross_d_conv"), ("dcdm_64", "r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
-        ("fdconv", "cross_d_conv"),
-        ("r3d_18", "skeleton_two_stream", "uniformer3d_small_split"),
-    (
-        ("fdconv", "cross_d_conv", "deform_conv"),
-        ("r3d_18", "uniformer3d_small_split", "ffdnn", "sequence_cnn"),
+        ("fdconv", "cross_d_conv", "deform_conv", "im2win"),
+        ("dcdm_64", "ffdnn", "r3d_18", "sequence_cnn", "skeleton_two_stream", "uniformer3d_small_split"),
         "the layer is for images only",
     ),
-    (("fdconv", "cross_d_conv", "im2win"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
         ("weighted_conv",),
         ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny", "sgconvnext_tiny"),
@@ -91,7 +86,7 @@ class PlainNetwork(nn.Module):
 
 def _families() -> dict[str, Network]:
     families: dict[str, Network] = {}
-    for entry in NETWORKS:
+    for entry in (each for each in NETWORKS if each.takes_tensors):
         families.setdefault(model_module(entry.model), entry)
     return {entry.name: entry for entry in families.values()}
 

@@ -38,6 +38,7 @@ from convatlas.bench import (
     sgconv,
     simplex_fourier,
     spark,
+    sparse,
     tract,
     transform_once,
     tvconv,
@@ -105,6 +106,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         spark, "create_model", lambda name, **options: create_model(name, depths=(1, 1), **options, **thin[name])
     )
     monkeypatch.setattr(spark, "SIDES", (64, 64))
+    monkeypatch.setattr(sparse, "SIZES", ((8, 3, 0.2), (6, 2, 0.3)))
     monkeypatch.setattr(spark, "BATCH", 1)
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))

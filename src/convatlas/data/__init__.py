@@ -6,6 +6,11 @@ arrays          the array formats behind it, validated
 pictures        single pictures with depth, transparency and colour profile
 png16           PNG files of 16 bits
 image_pairs     images to be enlarged, with their low resolution where it is given
+points          point clouds: PLY, OFF, BIN, text and NPZ
+point_sets      sets of them: folders of classes, ModelNet, SemanticKITTI
+point_shapes    simulated solids and rooms
+point_transforms  normalising and random changes of a cloud
+sweeps          LiDAR sweeps with boxes: KITTI and simulated streets
 video           clips: frames one after the other, and writing with the sound kept
 transforms      the evaluation preprocessing and the training augmentation of one image
 rand_augment    RandAugment

@@ -202,7 +202,7 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
     for group in groups:
         group["lr"] = training.lr * group["lr_scale"]
     if training.optimizer == "sgd":
-        return SGD(groups, lr=training.lr, momentum=training.momentum)
+        return SGD(groups, lr=training.lr, momentum=training.momentum, nesterov=training.nesterov)
     if training.optimizer == "lion":
         return Lion(groups, lr=training.lr, betas=(training.momentum, training.beta2 or 0.99))
     betas = (training.momentum, training.beta2 or 0.999)

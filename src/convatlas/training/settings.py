@@ -26,11 +26,12 @@ class Training:
     Attributes:
         epochs: passes over the training data.
         batch_size: samples of one forward pass on one device.
-        optimizer: ``adamw``, ``sgd`` (with Nesterov-free momentum), ``lion`` or ``lamb``.
+        optimizer: ``adamw``, ``sgd`` (with plain momentum unless ``nesterov``), ``lion`` or ``lamb``.
         lr: peak learning rate.
         weight_decay: decoupled for adamw, lion and lamb, L2 for sgd.
         decay_all: whether biases, norms and other 1-D parameters decay too.
         momentum: of sgd; of the others it is their first beta.
+        nesterov: whether the momentum of sgd looks ahead (Nesterov).
         beta2: second beta of the others; when left out, 0.99 of lion and 0.999 of adamw and lamb.
         schedule: ``cosine`` to ``min_lr``, ``step`` (times ``decay_rate`` every ``decay_epochs`` or at ``decay_at``),
             ``exponential`` (the same, but a little at every step), ``plateau`` (times ``decay_rate``, not below
@@ -79,6 +80,7 @@ class Training:
     weight_decay: float = 0.05
     decay_all: bool = False
     momentum: float = 0.9
+    nesterov: bool = False
     beta2: float | None = None
     schedule: Literal["cosine", "step", "exponential", "plateau", "constant"] = "cosine"
     warmup_epochs: float = 1
@@ -135,6 +137,8 @@ class Training:
                 raise ValueError(f"lr_factors must not be negative, got {factor} for {name}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov needs the optimizer sgd with momentum")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.devices != "auto" and self.devices < 1:

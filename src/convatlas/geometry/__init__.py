@@ -1,0 +1,1 @@
+"""Points, meshes and voxels."""
