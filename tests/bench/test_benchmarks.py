@@ -30,7 +30,11 @@ from convatlas.bench import (
     im2win,
     inception,
     networks,
+<<<<<<< HEAD
     one_way,
+=======
+    neural_operators,
+>>>>>>> nno
     pixel_shuffle,
     ratio,
     scattering,
@@ -64,6 +68,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         fft_conv.CIRCULAR: [(1, 2, 64, 64)],
     }
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
+    monkeypatch.setattr(neural_operators, "SPECTRAL", ((9, 3, 4),))
+    monkeypatch.setattr(neural_operators, "LOCAL", ((16, 2, 0.25),))
+    monkeypatch.setattr(neural_operators, "GRAPH", ((30, 2),))
+    monkeypatch.setattr(neural_operators, "ATTENTION", ((12, 4),))
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
     monkeypatch.setattr(dcdm, "GRIDS", ((3, 4, 5),))
