@@ -30,16 +30,13 @@ from convatlas.bench import (
     im2win,
     inception,
     networks,
-<<<<<<< HEAD
-    one_way,
-=======
     neural_operators,
->>>>>>> nno
+    one_way,
     pixel_shuffle,
     ratio,
     scattering,
-    short_conv,
     sgconv,
+    short_conv,
     simplex_fourier,
     spark,
     sparse,
