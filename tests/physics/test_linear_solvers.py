@@ -78,8 +78,8 @@ def test_functions_grids_and_starts(problem: Any):
     near = cg(operator, b, x + 1e-3 * operator(x), tol=1e-12)
     assert near.residuals[0] < grid.residuals[0]
     torch.testing.assert_close(near.x, x)
-    for unknown in (gauss_seidel, lambda A, b: deflated_pcg(A, b)):
-        with pytest.raises(Unsupported, match="A is a function"):
+    for unknown in (gauss_seidel, deflated_pcg, lambda A, _: jacobi(A), lambda A, _: IncompleteCholesky(A)):
+        with pytest.raises(Unsupported, match="A is a function, so its"):
             unknown(lambda v: operator(v), b)
 
 

@@ -156,9 +156,13 @@ def _residual_pairs(pairs: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 def _faster_in_pairs(x: Tensor, width: int) -> bool:
-    """Whether two copies of a volume take less time than one: torch leaves small single ones to a slow convolution."""
-    single = x.dim() == 5 and x.shape[0] == 1 and width * x.shape[2] * x.shape[3] <= _SLOW_BELOW
-    return single and x.device.type == "cpu" and not x.requires_grad and not torch.compiler.is_compiling()
+    """Whether two copies of a volume take less time than one: torch leaves small single ones to a slow convolution.
+
+    Only in inference mode, in which systems are solved, so that operations are counted as they are.
+    """
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return False
+    return x.device.type == "cpu" and x.dim() == 5 and len(x) == 1 and width * x[0, 0, :, :, 0].numel() <= _SLOW_BELOW
 
 
 def _halved(x: Tensor) -> Tensor:
