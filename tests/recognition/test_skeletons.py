@@ -45,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     settings = {"frames": 12, "fusion": "weighted", "options": options, **SHORT}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVATLAS_PROGRESS", "0")
+        patch.setattr(Report, "to_html", lambda report: report.title)  # the figures of five reports take long
         words = [f"--{name}={value}" for name, value in settings.items()]
         assert main(["train", "skeletons", f"--data={data}", f"--run={folder / 'run'}", *words]) == 0
     return data, folder / "run"
@@ -70,8 +71,9 @@ def test_the_ensemble_is_fused_of_its_runs(trained: tuple[Path, Path], tmp_path:
     np.testing.assert_allclose(task.member_probabilities(clips)[2], one.probabilities(clips), atol=1e-6)
     evaluated = task.evaluate(folder=tmp_path)
     assert evaluated.title == "Evaluation of ensem_nn"
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert task.quality()["accuracy"] == pytest.approx(np.mean([row["class"] == row["true class"] for row in rows]))
-    monkeypatch.setattr(Report, "to_html", lambda report: report.title)  # figures of five reports take long
+    monkeypatch.setattr(Report, "to_html", lambda report: report.title)
     again = Skeletons(data=str(data), frames=12, fusion="weighted", options={**TINY, "reduction": 2})
     again.fit(run, Training(**{**Skeletons.defaults, **SHORT}), resume=True)  # nothing is left to do
     np.testing.assert_allclose(again.probabilities(clips), task.probabilities(clips), atol=1e-6)

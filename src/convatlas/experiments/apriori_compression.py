@@ -42,7 +42,7 @@ TRAIN, TEST = 24, 6
 SIZE, FRAMES, INTERVAL = 32, 24, 0.04
 #: Fields that a rollout has, in the training and in the test.
 TRAIN_ROLLOUT, ROLLOUT = 2, 10
-STEPS, BATCH, RATE = 200, 8, 2e-3
+STEPS, BATCH, RATE = 160, 8, 2e-3
 NETWORK = WaveSurrogateConfig(widths=(16, 24), depth=1)
 #: What is compared: the dense network first.
 KERNELS: dict[str, dict[str, Any]] = {
