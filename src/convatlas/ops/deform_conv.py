@@ -47,7 +47,8 @@ def deform_conv2d(
 
     Arguments, order of the channels and numbers are those of torchvision and mmcv. Each of the four pixels around a
     position counts only if it lies inside. On the centre of a pixel, as with all offsets zero, the derivative by the
-    offset is the one to the right and down. Half precision is interpolated in float32.
+    offset is the one to the right and down. Half precision is interpolated in float32. There are first derivatives;
+    ``naive`` has all of them.
 
     Args:
         x: input (B, C, H, W).
