@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from battery.compare import assert_near
 from convatlas.nn.deform_attention import MultiScaleDeformableAttention
 from convatlas.ops.backend import OPERATORS
 from convatlas.ops.deform_attention import deform_attention, level_starts, pixel_centres
@@ -118,3 +120,34 @@ def test_wrong_numbers_and_shapes_are_named():
         layer(query, reference, value[:, :6], shapes)
     with pytest.raises(ValueError, match=r"weights must be \(1, Q, 2, 1, P\) .* got \(1, 3, 2, 2, 1\)"):
         deform_attention(torch.zeros(1, 4, 2, 1), [(2, 2)], torch.zeros(1, 3, 2, 2, 1, 2), torch.zeros(1, 3, 2, 2, 1))
+
+
+def test_half_precision_and_an_exported_program_of_any_batch():
+    layer = MultiScaleDeformableAttention(8, 2, num_heads=2, num_points=2).eval()
+    torch.nn.init.normal_(layer.sampling_offsets.weight, std=0.2)
+    torch.nn.init.normal_(layer.attention_weights.weight, std=0.2)
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = layer
+
+        def forward(self, query: Tensor, reference: Tensor, value: Tensor) -> Tensor:
+            return self.attention(query, reference, value, SHAPES)
+
+    model = Fixed()
+
+    def inputs(batch: int) -> tuple[Tensor, ...]:
+        return torch.randn(batch, 5, 8), torch.rand(batch, 5, 2, 2), torch.randn(batch, 14, 8)
+
+    example = inputs(2)
+    exact = model(*example)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_near(model(*example), exact)
+    rough = copy.deepcopy(model).bfloat16()(*(x.bfloat16() for x in example))
+    assert rough.dtype == torch.bfloat16
+    assert_near(rough, exact)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, example, dynamic_shapes=tuple({0: batch} for _ in example), strict=False)
+    other = inputs(3)
+    torch.testing.assert_close(program.module()(*other), model(*other), rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from convatlas.cli.main import main
 from convatlas.data.series import SeriesSet, write_series
@@ -50,8 +51,13 @@ def test_a_run_names_held_out_fields_and_can_be_opened(run: Path, table: Path, t
     assert len({row["field"] for row in rows}) == 6
     right = np.mean([row["class"] == row["true class"] for row in rows])
     assert right > 0.6
-    task = open_task(run)
+    task: Any = open_task(run)
     assert isinstance(task.network, FFDNN)
+    weights = str(run / "checkpoints" / "best.safetensors")
+    again = SequenceRecognition(data=str(table), options=TINY, grid=task.grid, weights=weights)
+    again.prepare()
+    assert again.started_from.startswith(weights)
+    torch.testing.assert_close(again.network.caps.W, task.network.caps.W)
     assert task.quality()["accuracy"] == pytest.approx(right)
     task.evaluate(folder=tmp_path / "own")
     assert (tmp_path / "own" / "predictions.csv").read_text() == (run / "predictions.csv").read_text()

@@ -120,9 +120,11 @@ class MultiScaleDeformableAttention(nn.Module):
         if len(shapes) != self.num_levels:
             raise ValueError(f"shapes must be those of {self.num_levels} levels, got {len(shapes)}")
         fits = reference.dim() == 4 and reference.shape[1::2] == (query.shape[1], 2)
-        if not fits or reference.shape[0] not in (1, len(query)) or reference.shape[2] not in (1, self.num_levels):
+        # A comparison with 1 would fix the batch of an exported program.
+        alike = torch.compiler.is_compiling() or reference.shape[0] in (1, query.shape[0])
+        if not fits or not alike or reference.shape[2] not in (1, self.num_levels):
             raise ValueError(
-                f"reference must be ({len(query)} or 1, {query.shape[1]}, {self.num_levels} or 1, 2), "
+                f"reference must be ({query.shape[0]} or 1, {query.shape[1]}, {self.num_levels} or 1, 2), "
                 f"got {tuple(reference.shape)}"
             )
         if padding_mask is not None and padding_mask.shape != value.shape[:2]:

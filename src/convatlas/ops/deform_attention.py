@@ -43,7 +43,8 @@ def deform_attention(
     """y(q, m) = sum over levels l and points p of A(q, m, l, p) v_m,l(location(q, m, l, p)), bilinear, zero outside.
 
     A location (x, y) of 0 to 1 spans a level from border to border, with the centre of pixel i at (i + 0.5) / W, as
-    `torch.nn.functional.grid_sample` reads without ``align_corners``. Half precision is summed in float32.
+    `torch.nn.functional.grid_sample` reads without ``align_corners``. Half precision is summed in float32. There are
+    first derivatives; ``naive`` has all of them.
 
     Args:
         value: (B, S, M, D), the pixels of all levels in rows, one level after the other, for M heads.

@@ -47,7 +47,8 @@ def deform_conv2d(
 
     Arguments, order of the channels and numbers are those of torchvision and mmcv. Each of the four pixels around a
     position counts only if it lies inside. On the centre of a pixel, as with all offsets zero, the derivative by the
-    offset is the one to the right and down. Half precision is interpolated in float32.
+    offset is the one to the right and down. Half precision is interpolated in float32. There are first derivatives;
+    ``naive`` has all of them.
 
     Args:
         x: input (B, C, H, W).
@@ -154,9 +155,10 @@ def _naive(
     patches = _interpolated(maps, down.flatten(2), right.flatten(2), height, width)
     if mask is not None:
         patches = patches * mask.to(dtype).reshape(batch, offset_groups, 1, -1)
-    groups = channels // weight.shape[1]
-    kernel = weight.flatten(2).unflatten(0, (groups, -1)).to(dtype)
-    y = torch.einsum("gock,bgckp->bgop", kernel, patches.reshape(batch, *kernel.shape[::2], taps, size[0] * size[1]))
+    inner = weight.shape[1]
+    kernel = weight.flatten(2).unflatten(0, (channels // inner, -1)).to(dtype)
+    patches = patches.reshape(batch, channels // inner, inner, taps, size[0] * size[1])
+    y = torch.einsum("gock,bgckp->bgop", kernel, patches)
     return y.reshape(batch, weight.shape[0], *size).to(x.dtype)
 
 
@@ -168,7 +170,7 @@ def _interpolated(maps: Tensor, y: Tensor, x: Tensor, height: int, width: int) -
             # |q - p|, whose derivative on a pixel's centre is that to the right.
             away = torch.where(row > y, row - y, y - row), torch.where(column > x, column - x, x - column)
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            pixel = torch.where(inside, row * width + column, 0.0).long()
+            pixel = torch.where(inside, row, 0.0).long() * width + torch.where(inside, column, 0.0).long()
             values = maps.gather(3, pixel[:, :, None].expand(-1, -1, maps.shape[2], -1))
             total = total + values * ((1 - away[0]) * (1 - away[1]) * inside)[:, :, None]
     return total

@@ -21,9 +21,10 @@ def run(case: Case) -> dict[str, Tensor]:
 
 
 def _fourier(case: Case) -> dict[str, Tensor]:
-    case.only("in_channels", "out_channels", "T", "modes")
+    case.only("in_channels", "out_channels", "T", "modes", "padding")
     config = case.config
-    layer = FourierConv1d(config["in_channels"], config["out_channels"], config["T"], config.get("modes"))
+    sizes = (config["in_channels"], config["out_channels"], config["T"], config.get("modes"))
+    layer = FourierConv1d(*sizes, padding=config.get("padding", "circular"))
     case.load(layer)
     x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
     y = layer(x)
@@ -32,7 +33,9 @@ def _fourier(case: Case) -> dict[str, Tensor]:
 
 def _routing(case: Case) -> dict[str, Tensor]:
     case.only("n_in", "d_in", "n_out", "d_out", "iterations")
-    layer = CapsuleRouting(**case.config)
+    config = case.config
+    sizes = (config["n_in"], config["d_in"], config["n_out"], config["d_out"])
+    layer = CapsuleRouting(*sizes, config.get("iterations", 3))
     case.load(layer)
     u = case.inputs["u"].requires_grad_()
     v, coupling = layer(u)
@@ -46,7 +49,7 @@ def _routing(case: Case) -> dict[str, Tensor]:
 
 
 def _network(case: Case) -> dict[str, Tensor]:
-    case.only("ci", "T", "w", "d_in", "n_cls", "d_out")
+    case.only("ci", "T", "w", "d_in", "n_cls", "d_out", "modes", "padding", "iterations")
     config = case.config
     ours = FFDNNConfig(
         in_channels=config["ci"],
@@ -55,6 +58,9 @@ def _network(case: Case) -> dict[str, Tensor]:
         capsule_dim=config["d_in"],
         num_classes=config["n_cls"],
         class_dim=config["d_out"],
+        modes=config.get("modes"),
+        padding=config.get("padding", "circular"),
+        iterations=config.get("iterations", 3),
     )
     model = case.load(FFDNN(ours))
     v, coupling = model.capsules(case.inputs["x"])
