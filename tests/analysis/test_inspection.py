@@ -15,9 +15,10 @@ from convatlas.analysis import inspection
 from convatlas.analysis.inspection import SECTIONS, Subject, inspect
 from convatlas.analysis.waterline import layers, machines
 from convatlas.cost import cost
-from convatlas.networks.base import PublishedFile
+from convatlas.networks.base import Backbone, PublishedFile
 from convatlas.networks.registry import create_model
 from convatlas.nn.mixers.eca import ECA
+from convatlas.ops.sparse import SparseTensor
 from convatlas.report import Note, Report, Section
 from convatlas.surgery import insert
 
@@ -47,7 +48,7 @@ def notes(report: Report) -> str:
     return " ".join(part.text for section in report.sections for part in section.parts if isinstance(part, Note))
 
 
-@pytest.mark.parametrize("entry", [each for each in NETWORKS if each.takes_tensors], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", NETWORKS, ids=lambda entry: entry.name)
 def test_every_network_can_be_inspected(entry: Network):
     model = entry.build()
     inputs = entry.inputs(model, 1)
@@ -62,8 +63,14 @@ def test_every_network_can_be_inspected(entry: Network):
     assert sum(row["parameters"] for row in stages) == pytest.approx(counted.parameters, rel=0.02)
     assert sum(row["MACs"] for row in found["Layers"]) <= counted.macs
     assert {row["what"].partition(",")[0] for row in found["Memory"]} == {"inference", "training step"}
-    if hasattr(model, "feature_info"):
+    if isinstance(model, Backbone):
         assert [row["channels"] for row in found["Feature maps"]] == [info.channels for info in model.feature_info]
+
+
+def test_sparse_samples_are_repeated_whole():
+    x = SparseTensor(torch.ones(3, 2), torch.tensor([[0, 1], [0, 2], [0, 4]]), (5,), 1)
+    (batch,) = Subject("sparse", nn.Identity(), (x,)).batch(2)
+    assert batch.indices.tolist() == [[0, 1], [0, 2], [0, 4], [1, 1], [1, 2], [1, 4]]
 
 
 class Plain(nn.Module):

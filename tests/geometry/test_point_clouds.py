@@ -21,7 +21,7 @@ from convatlas.geometry import point_clouds
 from convatlas.geometry.point_clouds import PointRecognition, PointSegmentation
 from convatlas.geometry.point_reports import colours, portrait
 from convatlas.geometry.voxel_data import VoxelDataset, collate, merge_pairs, thinned
-from convatlas.training.optim import learning_rate
+from convatlas.training.optim import learning_rate, make_optimizer
 from convatlas.training.settings import Training
 from convatlas.training.task import split_settings
 
@@ -220,6 +220,10 @@ def test_recipe_of_modelnet40():
         True,
         1e-3,
     )
+    (group, *_) = make_optimizer(torch.nn.Linear(2, 2), training).param_groups
+    assert group["nesterov"]
+    with pytest.raises(ValueError, match="nesterov needs the optimizer sgd with momentum"):
+        dataclasses.replace(training, optimizer="adamw")
     rates = [learning_rate(training, epoch * 10, 10) for epoch in (0, 179, 180, 239, 240, 299)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
 

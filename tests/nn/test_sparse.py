@@ -63,6 +63,8 @@ def test_dense_pooling_and_transposed_ends():
     x = sparse()
     torch.testing.assert_close(ToDense()(x), x.dense())
     assert SparseGlobalPool()(x).shape == (2, 3)
+    head = SparseSequential(nn.ReLU(), SparseGlobalPool(), nn.Linear(3, 5)).double()
+    torch.testing.assert_close(head(x), head[2](SparseGlobalPool()(x.replace_feature(x.features.relu()))))
     pooled = SparseMaxPool2d(2)(x)
     assert pooled.spatial_shape == (3, 3)
     up = SparseConvTranspose2d(3, 2, 2, stride=2).double()(pooled)

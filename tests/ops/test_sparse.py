@@ -255,6 +255,7 @@ def test_dense_and_back(shape: tuple[int, ...]):
 def test_samples_types_and_features():
     x = sparse((5, 4), batch=3)
     torch.testing.assert_close(x[1:3].dense(), x.dense()[1:3])
+    torch.testing.assert_close(x.repeat(5).dense(), x.dense()[[0, 1, 2, 0, 1]])
     assert x.to(torch.float32).features.dtype == torch.float32
     assert x.replace_feature(x.features[:, :1]).channels == 1
     assert x.replace_feature(x.features).rulebooks is x.rulebooks

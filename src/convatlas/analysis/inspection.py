@@ -30,6 +30,7 @@ from convatlas.analysis.waterline import Machine, waterline_section
 from convatlas.cost import Cost, ModuleCost, cost
 from convatlas.hooks import record
 from convatlas.networks.base import Backbone, PublishedFile
+from convatlas.ops.sparse import SparseTensor
 from convatlas.report import Bars, Cell, Lines, Note, Part, Report, Section, Table
 from convatlas.surgery import merge
 from convatlas.surgery.selection import undisturbed
@@ -92,10 +93,14 @@ class Subject:
     def batch(self, count: int) -> tuple[Any, ...]:
         """The inputs of the example call, repeated to a batch of so many samples."""
 
-        def repeated(x: Tensor) -> Tensor:
+        def repeated(x: Tensor | SparseTensor) -> Tensor | SparseTensor:
+            if isinstance(x, SparseTensor):
+                return x.repeat(count)
             return torch.cat([x] * -(-count // max(len(x), 1)))[:count] if x.dim() else x
 
-        batch: tuple[Any, ...] = tree_map_only(Tensor, repeated, self.inputs)
+        batch: tuple[Any, ...] = tree_map_only(
+            (Tensor, SparseTensor), repeated, self.inputs, is_leaf=lambda x: isinstance(x, SparseTensor)
+        )
         return batch
 
 

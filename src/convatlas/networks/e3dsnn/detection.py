@@ -119,7 +119,7 @@ class VoxelBackbone(nn.Module):
         self.stem = stem(config.in_channels, first, spikes)
         self.conv1 = SparseSequential(IntegerLIF(spikes), *conv_norm(SubMConv3d(first, first, 3, bias=False), first))
         self.stages = nn.ModuleList(
-            DownBlock(before, after, depth, spikes, kernel_size=3, padding=1, key=f"stage{index}")
+            DownBlock(before, after, depth, spikes, kernel_size=3, padding=1, key=f"sweep{index}")
             for index, ((before, after), depth) in enumerate(
                 zip(pairwise((first, *config.dims)), config.depths, strict=True)
             )

@@ -136,6 +136,19 @@ class SparseTensor:
         indices[:, 0] -= start
         return SparseTensor(self.features[kept], indices, self.spatial_shape, stop - start, check=False)
 
+    def repeat(self, count: int) -> SparseTensor:
+        """The samples one after the other, again and again, as a batch of so many.
+
+        Raises:
+            ValueError: count is smaller than 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        parts = [self[index % self.batch_size :][:1] for index in range(count)]
+        indices = [part.indices + part.indices.new_tensor([i] + [0] * self.dims) for i, part in enumerate(parts)]
+        features = torch.cat([part.features for part in parts])
+        return SparseTensor(features, torch.cat(indices), self.spatial_shape, count, check=False)
+
     def to(self, target: torch.device | torch.dtype | str) -> SparseTensor:
         """A copy on another device, or with features of another type."""
         features = self.features.to(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,13 +33,17 @@ def on_features(module: nn.Module, x: SparseTensor) -> SparseTensor:
 
 
 class SparseSequential(nn.Sequential, SparseModule):
-    """Layers one after the other; those that are no `SparseModule` are applied to the features."""
+    """Layers one after the other; those that are no `SparseModule` are applied to the features.
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Apply every layer."""
+    Behind a layer that gives a plain tensor, such as `SparseGlobalPool` or `ToDense`, all layers take that tensor.
+    """
+
+    def forward(self, x: SparseTensor) -> Any:
+        """Apply every layer; a sparse tensor, or what such a layer made of it."""
+        y: Any = x
         for module in self:
-            x = on_features(module, x)
-        return x
+            y = on_features(module, y) if isinstance(y, SparseTensor) else module(y)
+        return y
 
 
 class PlacedModule(SparseModule):
