@@ -61,8 +61,8 @@ LENGTH, CHANNELS, KERNEL_DIM, BATCH, STEPS, NOISE = 1024, 16, 16, 16, 200, 0.1
 LR, KERNEL_LR, TESTED = 0.01, 0.1, 256
 LOCAL = 9
 
-TRAINING = Training(epochs=12, batch_size=32, lr=1e-2, warmup_epochs=1)
-TRAIN_FRACTION = 0.7
+TRAINING = Training(epochs=6, batch_size=32, lr=1e-2, warmup_epochs=1)
+TRAIN_FRACTION = 0.5
 DECAYS = (1.0, 2.0, 4.0)
 NETWORK = SGConvPixelsConfig(
     num_classes=10, in_channels=1, trunk=SGConvTrunkConfig(dim=32, depth=2, l_max=64, kernel_dim=8)
