@@ -333,7 +333,7 @@ def _shuffled(tensors: tuple[Tensor, ...], batch_size: int, seed: int) -> Iterat
             yield x, lengths, classes
 
 
-def list_operations_accuracy(recipe: SequenceRecipe, counts: tuple[int, int] = LISTS, **options: Any) -> float:
+def _lists_accuracy(recipe: SequenceRecipe, counts: tuple[int, int] = LISTS, **options: Any) -> float:
     """Accuracy in % of the network for ListOps on new lists, after training by a recipe on generated ones.
 
     Args:
@@ -369,7 +369,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     """
     lists: SequenceRecipe = changes.pop("lists", RECIPES["sgconv_listops"])
     options = changes.pop("lists_options", {})
-    accuracy = list_operations_accuracy(lists, changes.pop("lists_counts", LISTS), **options)
+    accuracy = _lists_accuracy(lists, changes.pop("lists_counts", LISTS), **options)
     images = train_by_recipe(IMAGE_RECIPE, Path(folder) / IMAGE_RECIPE, **{"data": str(data), **changes})
     claims = [
         Claim.judge(
