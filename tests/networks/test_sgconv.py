@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from convatlas.networks.registry import create_model
 from convatlas.networks.sgconv import SGConvBlock, SGConvPixels, SGConvSequence, sgconv_parameter_groups
-from convatlas.nn.mixers.sgconv import SGConvKernel
 from convatlas.nn.norm import ScalarLayerNorm
+from convatlas.nn.sgconv_kernel import SGConvKernel
 from convatlas.training.measure import count_parameters
 from convatlas.weights import load_weights
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.errors import UnknownName, Unsupported
-from convatlas.nn.mixers.sgconv import SGConv1d, SGConv2d, SGConvKernel, both_directions
+from convatlas.nn.mixers.sgconv import SGConv1d, SGConv2d
+from convatlas.nn.sgconv_kernel import SGConvKernel, both_directions
 from convatlas.ops.fft_conv import fft_conv
 from convatlas.surgery import merge
 from convatlas.training.measure import count_parameters

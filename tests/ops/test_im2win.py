@@ -39,6 +39,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "gaps": ((1, 2, 9, 11), (3, 2, 2, 2), {"stride": 4, "dilation": 2}),
     "depthwise": ((2, 5, 6, 6), (10, 1, 3, 3), {"groups": 5, "padding": "same"}),
     "even_same": ((1, 2, 5, 6), (3, 2, 2, 4), {"padding": "same", "dilation": (3, 1)}),
+    "one_tap": ((2, 3, 1, 4), (2, 3, 1, 1), {}),
     "one_output": ((1, 2, 3, 3), (3, 2, 3, 3), {}),
     "no_images": ((0, 2, 5, 5), (3, 2, 3, 3), {"padding": 1}),
 }

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.bench.ratio import Bar, Call, Case, compare, forward, report
-from convatlas.nn.mixers.sgconv import SGConv1d, SGConvKernel
+from convatlas.nn.mixers.sgconv import SGConv1d
+from convatlas.nn.sgconv_kernel import SGConvKernel
 from convatlas.report import Report
 
 __all__ = ["run"]

@@ -47,7 +47,7 @@ PAIRS = 9
 BATCH, FULL_BATCH = 1, 128
 
 
-class Measured(NamedTuple):
+class _Measured(NamedTuple):
     """One layer: what its scratch memory takes of that of im2col, the times of the others over ours, the difference."""
 
     layer: ConvLayer
@@ -101,7 +101,7 @@ def full() -> Report:
 
 def _measured(
     layers: Mapping[str, ConvLayer], batch: int, where: torch.device, advance: Callable[[str], None]
-) -> dict[str, Measured]:
+) -> dict[str, _Measured]:
     keep_large_blocks()
     generator = torch.Generator().manual_seed(0)
     results = {}
@@ -115,7 +115,7 @@ def _measured(
     return results
 
 
-def _compared(layer: ConvLayer, x: Tensor, weight: Tensor) -> Measured:
+def _compared(layer: ConvLayer, x: Tensor, weight: Tensor) -> _Measured:
     stride = layer.stride
     calls: dict[str, Callable[[], Tensor]] = {
         "windows": lambda: conv2d_im2win(x, weight, None, stride),
@@ -136,7 +136,7 @@ def _compared(layer: ConvLayer, x: Tensor, weight: Tensor) -> Measured:
     place = (x.shape, layer.kernel_size, stride)
     formula = im2win_numel(*place) / im2col_numel(*place)
     scratch = beside["windows"] / max(beside["columns"], 1)
-    return Measured(layer, formula, scratch, ratios["columns"], ratios["conv"], difference)
+    return _Measured(layer, formula, scratch, ratios["columns"], ratios["conv"], difference)
 
 
 def _im2col(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -157,7 +157,7 @@ def _seconds(call: Callable[[], Tensor], where: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _report(title: str, measured: Mapping[str, Measured], *, scale_ok: bool) -> Report:
+def _report(title: str, measured: Mapping[str, _Measured], *, scale_ok: bool) -> Report:
     large = [result for name, result in measured.items() if name in LARGE]
     claims = [
         Claim.judge(

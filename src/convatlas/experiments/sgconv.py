@@ -61,8 +61,8 @@ LENGTH, CHANNELS, KERNEL_DIM, BATCH, STEPS, NOISE = 1024, 16, 16, 16, 200, 0.1
 LR, KERNEL_LR, TESTED = 0.01, 0.1, 256
 LOCAL = 9
 
-TRAINING = Training(epochs=12, batch_size=32, lr=1e-2, warmup_epochs=1)
-TRAIN_FRACTION = 0.7
+TRAINING = Training(epochs=6, batch_size=32, lr=1e-2, warmup_epochs=1)
+TRAIN_FRACTION = 0.5
 DECAYS = (1.0, 2.0, 4.0)
 NETWORK = SGConvPixelsConfig(
     num_classes=10, in_channels=1, trunk=SGConvTrunkConfig(dim=32, depth=2, l_max=64, kernel_dim=8)
@@ -333,7 +333,7 @@ def _shuffled(tensors: tuple[Tensor, ...], batch_size: int, seed: int) -> Iterat
             yield x, lengths, classes
 
 
-def list_operations_accuracy(recipe: SequenceRecipe, counts: tuple[int, int] = LISTS, **options: Any) -> float:
+def _lists_accuracy(recipe: SequenceRecipe, counts: tuple[int, int] = LISTS, **options: Any) -> float:
     """Accuracy in % of the network for ListOps on new lists, after training by a recipe on generated ones.
 
     Args:
@@ -369,7 +369,7 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
     """
     lists: SequenceRecipe = changes.pop("lists", RECIPES["sgconv_listops"])
     options = changes.pop("lists_options", {})
-    accuracy = list_operations_accuracy(lists, changes.pop("lists_counts", LISTS), **options)
+    accuracy = _lists_accuracy(lists, changes.pop("lists_counts", LISTS), **options)
     images = train_by_recipe(IMAGE_RECIPE, Path(folder) / IMAGE_RECIPE, **{"data": str(data), **changes})
     claims = [
         Claim.judge(

@@ -19,8 +19,9 @@ from convatlas.data.transforms import Preprocess
 from convatlas.errors import unknown
 from convatlas.networks.base import Backbone, BackboneConfig, Feature, NetworkConfig
 from convatlas.networks.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtConfig
-from convatlas.nn.mixers.sgconv import SGCONV_LAYOUT, LearnableDecay, SGConv1d, SGConv2d, SGConvKernel
+from convatlas.nn.mixers.sgconv import SGCONV_LAYOUT, SGConv1d, SGConv2d
 from convatlas.nn.norm import ScalarLayerNorm
+from convatlas.nn.sgconv_kernel import LearnableDecay, SGConvKernel
 from convatlas.weights import Layout
 
 __all__ = [

@@ -28,8 +28,6 @@ OPERATORS = [
             "plain": lambda: (random(2, 3, 7, 5), random(4, 3, 3, 2), random(4)),
             "strided": lambda: (random(1, 2, 8, 9), random(3, 2, 3, 4), None, (2, 3), (1, 2)),
             "dilated": lambda: (random(1, 4, 9, 8), random(6, 2, 2, 3), random(6), (1, 2), "valid", (3, 2), 2),
-            "one_tap": lambda: (random(2, 3, 1, 4), random(2, 3, 1, 1)),
-            "kept": lambda: (random(1, 2, 5, 4), random(3, 2, 3, 3), None, 1, "same", 1, 1, False),
         },
         reaching={
             "nchw": lambda: (random(2, 3, 7, 5), random(4, 3, 3, 2)),

@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from convatlas.nn.mixers.sgconv import SGConv1d, SGConvKernel
+from convatlas.nn.mixers.sgconv import SGConv1d
+from convatlas.nn.sgconv_kernel import SGConvKernel
 from golden.cases import Case
 
 _ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {
