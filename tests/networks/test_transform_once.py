@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from convatlas.networks.transform_once.t1u import T1PlusConfig
 from convatlas.ops.dct import dct
 from convatlas.ops.forecast_errors import spectral_relative_l2
 from convatlas.ops.relative_error import relative_l2
+from convatlas.training.devices import fully_sharded
 from convatlas.weights import load_weights
 
 SMALL: dict[str, Any] = {"modes": (4, 3), "width": 4, "depth": 2, "resolution": (9, 8)}
@@ -57,7 +60,7 @@ def test_published_parameters(name: str, count: int):
 
 def test_parameters_of_a_layer():
     width, (m1, m2) = SMALL["width"], SMALL["modes"]
-    layer = T1Config(**SMALL).build().layers[0]
+    layer = T1Config(**SMALL).build().blocks[0]
     assert sum(each.numel() for each in layer.parameters()) == width**2 * m1 * m2 + width * (m1**2 + m2**2)
 
 
@@ -74,7 +77,7 @@ def test_the_lifting_may_come_after_the_transform(keep_high: bool, transform: st
     lifted = F.pad(lifted, (0, padding, 0, padding))
     axes = (-2, -1)
     z = dct(lifted, axes) if transform == "dct" else torch.fft.rfftn(lifted, dim=axes, norm="ortho")
-    for layer in network.layers:
+    for layer in network.blocks:
         z = layer(z)
     torch.testing.assert_close(network(x), network._head(z))
 
@@ -166,7 +169,7 @@ def by_hand(layer: Any, x: Tensor) -> Tensor:
 def test_a_layer_of_fno_is_a_sum(parts: tuple[bool, bool]):
     config = FNOConfig(**SMALL, residual=parts[0], conv_residual=parts[1], init="vp")
     network = stirred(config)
-    layer = network.layers[0]
+    layer = network.blocks[0]
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     expected = by_hand(layer.conv, x)
     expected = expected + x if parts[0] else expected
@@ -207,7 +210,8 @@ def test_baselines_in_other_dimensions_and_on_other_grids(config: Any, dims: int
 def test_checkpoints_of_lightning_load(tmp_path: Any):
     for config in (T1Config(**SMALL), FNOConfig(**SMALL)):
         network, other = stirred(config), config.build().double()
-        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+        authors = {name.replace("blocks.", "layers."): tensor for name, tensor in network.state_dict().items()}
+        state = {f"model.{name}": tensor for name, tensor in authors.items()}
         torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
         load_weights(other, str(tmp_path / "last.ckpt"))
         x = torch.randn(1, 1, 9, 8, dtype=torch.float64)
@@ -215,7 +219,7 @@ def test_checkpoints_of_lightning_load(tmp_path: Any):
 
 
 def test_weights_keep_the_order_of_memory_that_is_fast():
-    for config, name in ((T1Config, "layers.0.ch_mixing_1"), (FNOConfig, "layers.0.conv.weights1")):
+    for config, name in ((T1Config, "blocks.0.ch_mixing_1"), (FNOConfig, "blocks.0.conv.weights1")):
         network = config(**SMALL).build()
         load_weights(network, {key: tensor.contiguous() for key, tensor in network.state_dict().items()})
         weight = network.get_parameter(name)
@@ -255,6 +259,35 @@ def test_convolutions_that_are_multiplied_by_zero_are_left_out():
     full, bare = stirred(FNOConfig(**SMALL)), FNOConfig(**SMALL, conv_residual=False).build().double()
     load_weights(bare, full.state_dict())
     x = torch.randn(1, 1, 9, 8, dtype=torch.float64)
-    for layer in full.layers:
+    for layer in full.blocks:
         torch.nn.init.zeros_(layer.w.weight), torch.nn.init.zeros_(layer.w.bias)
     torch.testing.assert_close(bare(x), full(x))
+
+
+class _Whole(lightning.pytorch.LightningModule):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, x: Tensor) -> Tensor:
+        return self.network(x).square().sum()
+
+    def validation_step(self, x: Tensor) -> Tensor:
+        return self.network(x).clone()
+
+
+def test_weights_in_any_order_of_memory_can_be_shared_out(tmp_path: Any):
+    x = torch.randn(2, 1, 9, 8, dtype=torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        for config in (T1Config(**SMALL), FNOConfig(**SMALL)):
+            network = stirred(config)
+            expected = network(x).detach()
+            module = _Whole(network)
+            fully_sharded(module, network, dist.device_mesh.init_device_mesh("cpu", (1,)))
+            torch.testing.assert_close(module.validation_step(x), expected)
+            module.training_step(x).backward()
+            module.reshard()  # type: ignore[operator]
+            assert all(each.grad is not None for each in module.parameters())
+    finally:
+        dist.destroy_process_group()

@@ -54,6 +54,8 @@ def test_a_run_learns_and_can_be_opened(data: Path, tmp_path: Path):
     assert float(rows[-1]["relative L2"]) < 0.3
     assert (tmp_path / "run" / "errors.csv").read_text() == (tmp_path / "evaluation" / "errors.csv").read_text()
     assert "after 3" in report.summary
+    mean = sum(float(row["relative L2"]) for row in rows) / 3
+    assert opened.quality() == {"relative L2": pytest.approx(mean, rel=1e-4)}
     np.savez(tmp_path / "new.npz", x=wave(10, 8, 6)[:7])
     opened.predict([tmp_path / "new.npz"], tmp_path / "out")
     forecast = np.load(tmp_path / "out" / "new_forecast.npz")["y"]

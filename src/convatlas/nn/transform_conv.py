@@ -79,13 +79,18 @@ class _TransformConv(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x must be real floating point, got {x.dtype}")
 
-    def _mixed(self, spectrum: Tensor, fits: Sequence[int]) -> Tensor:
-        """Multiply the corners of a spectrum and leave the rest zero; a small one takes the weights nearest to 0."""
-        y = spectrum.new_zeros(spectrum.shape[0], self.out_channels, *spectrum.shape[2:])
-        for number, (place, part) in enumerate(self._corners(fits, spectrum.shape[2:]), 1):
+    def _mixed(self, low: Tensor, fits: Sequence[int]) -> Tensor:
+        """Multiply the corners of a spectrum and leave the rest zero; a small one takes the weights nearest to 0.
+
+        Args:
+            low: the spectrum, its last axis cut to the modes that have weights.
+            fits: most modes of each axis that a block can hold.
+        """
+        y = low.new_zeros(low.shape[0], self.out_channels, *low.shape[2:])
+        for number, (place, part) in enumerate(self._corners(fits, low.shape[2:]), 1):
             weight: Tensor = getattr(self, f"weights{number}")
-            weight = as_complex(weight) if self.complex_valued else weight.to(spectrum.dtype)
-            y[place] = mix_modes(spectrum[place], weight[part])
+            weight = as_complex(weight) if self.complex_valued else weight.to(low.dtype)
+            y[place] = mix_modes(low[place], weight[part])
         return y
 
     def _corners(self, fits: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[Box, Box]]:
@@ -148,9 +153,10 @@ class DFTConv(_TransformConv):
         grid, axes = x.shape[2:], tuple(range(2, x.dim()))
         with without_autocast(x):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            spectrum = torch.fft.rfftn(wide, dim=axes, norm="ortho")
+            low = torch.fft.rfftn(wide, dim=axes, norm="ortho")[..., : self.modes[-1]]
             fits = [*(max(1, size // 2) for size in grid[:-1]), grid[-1] // 2 + 1]
-            return torch.fft.irfftn(self._mixed(spectrum, fits), s=grid, dim=axes, norm="ortho").to(x.dtype)
+            # The inverse fills the last axis up with zeros.
+            return torch.fft.irfftn(self._mixed(low, fits), s=grid, dim=axes, norm="ortho").to(x.dtype)
 
 
 class DCTConv(_TransformConv):
@@ -181,6 +187,7 @@ class DCTConv(_TransformConv):
         self._check(x)
         grid, axes = x.shape[2:], tuple(range(2, x.dim()))
         with without_autocast(x):
-            spectrum = dct(x.to(torch.promote_types(x.dtype, torch.float32)), axes)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            low = dct(wide, axes, (*grid[:-1], min(self.modes[-1], grid[-1])))
             fits = [*(max(1, size // 2) for size in grid[:-1]), grid[-1]]
-            return idct(self._mixed(spectrum, fits), axes).to(x.dtype)
+            return idct(self._mixed(low, fits), axes, grid).to(x.dtype)

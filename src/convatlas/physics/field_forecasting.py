@@ -270,6 +270,16 @@ class FieldForecasting(GradientTask):
             np.concatenate([each.truth for each in found]),
         )
 
+    def quality(self) -> dict[str, float]:
+        """Mean relative L2 error of the test frames over all steps."""
+        self.splits = self.splits or self._read()
+        _, outputs, truth = (torch.from_numpy(each) for each in self.measure(self.splits["test"]))
+        return {"relative L2": float(relative_l2(outputs.flatten(0, 1), truth.flatten(0, 1)).mean())}
+
+    def better(self, measure: str) -> Literal["max", "min"]:
+        """Less error is better."""
+        return "min"
+
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Measure the errors at every step on the run's own test frames, or on other data.
 

@@ -230,6 +230,7 @@ def fully_sharded(module: pl.LightningModule, network: nn.Module, mesh: DeviceMe
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
             raise Unsupported(f"the strategy fsdp cannot share out the scalar {name}: take ddp")
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no other order of memory
     layers: list[nn.Module] = network.layers() if hasattr(network, "layers") else []  # type: ignore[operator]
     for layer in layers:
         if type(layer).forward is not nn.Module.forward:  # containers do not compute

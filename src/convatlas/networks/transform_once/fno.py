@@ -121,7 +121,7 @@ def _without_unused(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     """The authors' layers hold their 1 x 1 convolution also where it is multiplied by zero."""
     if model.config.conv_residual:  # type: ignore[union-attr]
         return state
-    return {key: tensor for key, tensor in state.items() if not re.match(r"layers\.\d+\.w\.", key)}
+    return {key: tensor for key, tensor in state.items() if not re.match(r"blocks\.\d+\.w\.", key)}
 
 
 class FNO(FieldNetwork):
@@ -132,12 +132,14 @@ class FNO(FieldNetwork):
     """
 
     config: FNOConfig
-    layouts: ClassVar[Mapping[str, Layout]] = {"authors": Layout(function=_without_unused)}
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "authors": Layout(renames=((r"^layers\.", "blocks."),), function=_without_unused)
+    }
 
     def __init__(self, config: FNOConfig) -> None:
         super().__init__(config)
         self.fc0 = nn.Linear(config.in_channels + config.dims, config.width)
-        self.layers = nn.ModuleList(_FNOLayer(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_FNOLayer(config) for _ in range(config.depth))
         self.fc1 = nn.Linear(config.width, _HEAD_WIDTH)
         self.fc2 = nn.Linear(_HEAD_WIDTH, config.out_channels)
 
@@ -149,8 +151,8 @@ class FNO(FieldNetwork):
         """
         self._check_input(x)
         x = self.fc0(_located(x)).movedim(-1, 1)
-        for layer in self.layers:
-            x = layer(x)
+        for block in self.blocks:
+            x = block(x)
         return self.fc2(F.gelu(self.fc1(x.movedim(1, -1)))).movedim(-1, 1)
 
 

@@ -50,7 +50,7 @@ class SpectralConfig(FieldNetworkConfig):
         init: initialisation of the mixing of channels.
         padding: zeros behind the last point of each axis, at the resolution of the training.
         output_space: whether `forward` gives ``modes`` or a field on the ``grid``.
-        crop: whether a field is cut to the input's grid where there is padding; the authors' code leaves it longer.
+        crop: whether an answer on the grid is cut to it where there is padding; the authors' code leaves it longer.
 
     Raises:
         ValueError: a value is out of range.
@@ -118,14 +118,17 @@ class SpectralNetwork(FieldNetwork):
     fc0: torch.nn.Linear
 
     def as_answer(self, field: Tensor) -> Tensor:
-        """The modes (B, out_channels, *modes) of a true field (B, out_channels, *grid), or the field itself."""
+        """The modes (B, out_channels, *modes) of a true field (B, out_channels, *grid), or the field itself.
+
+        Cosine modes have the norm of the field. Fourier modes count each pair of mirrored frequencies once.
+        """
         if self.config.output_space == "grid":
             return field
         return self._modes(self._pad(field))
 
     def as_field(self, answer: Tensor, grid: Sequence[int]) -> Tensor:
         """The field (B, out_channels, *grid) whose modes the network answered."""
-        return answer if self.config.output_space == "grid" else self._field(answer, grid)
+        return answer if self.config.output_space == "grid" else lowest(self._padded_field(answer, grid), grid)
 
     def _padded(self, grid: Sequence[int]) -> tuple[int, ...]:
         config = self.config
@@ -148,14 +151,12 @@ class SpectralNetwork(FieldNetwork):
             z = torch.fft.rfftn(x.to(torch.promote_types(x.dtype, torch.float32)), dim=axes, norm="ortho")
         return z if kept is None else lowest(z, kept)
 
-    def _field(self, modes: Tensor, grid: Sequence[int]) -> Tensor:
+    def _padded_field(self, modes: Tensor, grid: Sequence[int]) -> Tensor:
         padded, axes = self._padded(grid), tuple(range(-self.config.dims, 0))
         if self.config.transform == "dct":
-            field = idct(modes, axes, padded)
-        else:
-            with without_autocast(modes):
-                field = torch.fft.irfftn(modes, s=padded, dim=axes, norm="ortho")
-        return lowest(field, grid) if self.config.crop else field
+            return idct(modes, axes, padded)
+        with without_autocast(modes):
+            return torch.fft.irfftn(modes, s=padded, dim=axes, norm="ortho")
 
     def _lifted(self, x: Tensor) -> Tensor:
         """Modes of fc0 applied to the input and the coordinates; only those that layers mix unless others pass through.
@@ -177,14 +178,13 @@ class SpectralNetwork(FieldNetwork):
 
     def _answered(self, z: Tensor, grid: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Bring low modes (B, out_channels, *some) to all modes of the grid, or to a field on it."""
-        config = self.config
-        padded = self._padded(grid)
+        config, padded = self.config, self._padded(grid)
         whole = _spectrum(padded, config.transform)
         z = lowest(z, whole) * math.sqrt(math.prod(padded) / config.points)
-        if config.output_space == "grid" and config.transform == "dct":
-            return self._field(z, grid)
-        z = with_zeros(z, whole)
-        return self._field(z, grid).to(dtype) if config.output_space == "grid" else z
+        if config.output_space == "modes":
+            return with_zeros(z, whole)
+        field = self._padded_field(z if config.transform == "dct" else with_zeros(z, whole), grid).to(dtype)
+        return lowest(field, grid) if config.crop else field
 
 
 def _spectrum(grid: Sequence[int], transform: Transform) -> tuple[int, ...]:

@@ -6,7 +6,9 @@ Poli, Massaroli, Berto, Park, Dao, Re, Ermon: "Transform Once: Efficient Operato
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from convatlas.networks.transform_once.spectral import ACTIVATIONS, SpectralConfig, SpectralNetwork
 from convatlas.nn.spectral_weights import as_complex
 from convatlas.nn.t1_layer import T1Layer
+from convatlas.weights import Layout
 
 __all__ = ["T1", "VARIANTS", "T1Config"]
 
@@ -57,12 +60,13 @@ class T1(SpectralNetwork):
     """
 
     config: T1Config
+    layouts: ClassVar[Mapping[str, Layout]] = {"authors": Layout(renames=((r"^layers\.", "blocks."),))}
 
     def __init__(self, config: T1Config) -> None:
         super().__init__(config)
         complex_valued = config.transform == "dft"
         self.fc0 = nn.Linear(config.in_channels + config.dims, config.width)
-        self.layers = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             T1Layer(
                 config.width,
                 config.kept,
@@ -87,8 +91,8 @@ class T1(SpectralNetwork):
         """
         self._check_input(x)
         z = self._lifted(x)
-        for layer in self.layers:
-            z = layer(z)
+        for block in self.blocks:
+            z = block(z)
         return self._answered(self._head(z), x.shape[2:], x.dtype)
 
     def _head(self, z: Tensor) -> Tensor:
