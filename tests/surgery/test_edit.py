@@ -156,6 +156,10 @@ def test_insert_after_every_convolution(network: Network, layer: type[nn.Module]
     x = network.inputs(model, 2)[0]
     options = {"reduction": 2} if layer is SqueezeExcite else {}
     kinds = (nn.Conv2d, nn.Conv3d)
+    if not count(model, kinds):
+        with pytest.raises(Unsupported, match="has no module that Conv2d or Conv3d selects"):
+            insert(model, after=kinds, layer=layer, example_input=x, **options)
+        return
     result = insert(model, after=kinds, layer=layer, example_input=x, **options)
     assert len(result.changed) + len(result.skipped) == count(model, kinds)
     assert count(result.model, layer) == len(result.changed) + count(model, layer)

@@ -93,7 +93,7 @@ STAYING = {
         (
             *("face_mobilenet_v2_x1_0", "tvconv_shufflenet_v2_x1_0", "tvconv_deeplab_v3_plus_mobilenet_v2"),
             *("uniformer_small", "uniformer_small_plus_tl", "uniformer_xxs", "uniformer3d_small_split"),
-            "wavemix_192_16_l3",
+            *("ffdnn", "wavemix_192_16_l3"),
         ),
         (1, _SUM),
     ),

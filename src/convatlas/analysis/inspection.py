@@ -324,12 +324,17 @@ def _stages(subject: Subject) -> Section | None:
         numbers: list[Cell] = [stage.parameters, stage.macs, round(100 * share, 1), stage.activations]
         rows.append([stage.name, stage.kind, *numbers])
     columns = ["stage", "kind", "parameters", "multiply-adds", "share [%]", "elements written"]
-    rest = total.macs - sum(stage.macs for stage in stages)
-    caption = f"{rest:,} multiply-adds are taken outside of these parts." if rest > 0.001 * total.macs else ""
-    if len(rows) > _MOST_STAGES:
-        caption += f" The first {_MOST_STAGES} of {len(rows)} are shown."
+    caption = f"The first {_MOST_STAGES} of {len(rows)} are shown." if len(rows) > _MOST_STAGES else ""
+    rest = {
+        name: max(0, getattr(total, name) - sum(getattr(stage, name) for stage in stages))
+        for name in ("parameters", "macs", "activations")
+    }
+    if rest["parameters"] or rest["macs"] > 0.001 * total.macs:
+        share = round(100 * rest["macs"] / max(total.macs, 1), 1)
+        own = ["(between them)", total.kind, rest["parameters"], rest["macs"], share, rest["activations"]]
+        rows = [*rows[:_MOST_STAGES], own]
     shown = [stage for stage in stages[:_MOST_STAGES] if stage.parameters or stage.macs]
-    parts: list[Part] = [Table("Stages", columns, rows[:_MOST_STAGES], caption.strip())]
+    parts: list[Part] = [Table("Stages", columns, rows[: _MOST_STAGES + 1], caption)]
     parts += [
         Bars("Where the parameters lie", "parameters", {stage.name: stage.parameters for stage in shown}),
         Bars("Where the multiply-adds lie", "multiply-adds", {stage.name: stage.macs for stage in shown}),
