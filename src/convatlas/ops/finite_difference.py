@@ -15,7 +15,7 @@ from torch import Tensor
 from convatlas.errors import unknown
 from convatlas.ops.backend import Backends
 
-__all__ = ["Padding", "finite_difference"]
+__all__ = ["Padding", "centred_kernel", "finite_difference"]
 
 #: How a field goes on beyond its border.
 Padding = Literal["periodic", "replicate", "reflect", "zeros"]
@@ -85,8 +85,12 @@ def _naive(x: Tensor, weight: Tensor, grid_width: float, padding: Padding, group
 
 @_backends.register("single")
 def _single(x: Tensor, weight: Tensor, grid_width: float, padding: Padding, groups: int) -> Tensor:
-    axes = tuple(range(2, x.dim()))
+    kernel = centred_kernel(weight) / grid_width
+    return _CONVS[x.dim() - 2](_padded(x, weight.shape[2:], padding), kernel, groups=groups)
+
+
+def centred_kernel(weight: Tensor) -> Tensor:
+    """The kernel (O, I, *k), k odd, less its sum at the tap in the middle, so that it sums to zero."""
     half = [size // 2 for size in weight.shape[2:]]
-    middle = weight.sum(axes, keepdim=True)
-    centred = weight - F.pad(middle, [pad for pad in reversed(half) for _ in range(2)])
-    return _CONVS[x.dim() - 2](_padded(x, weight.shape[2:], padding), centred / grid_width, groups=groups)
+    middle = weight.sum(tuple(range(2, weight.dim())), keepdim=True)
+    return weight - F.pad(middle, [pad for pad in reversed(half) for _ in range(2)])

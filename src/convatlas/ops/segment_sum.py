@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def segment_sum(values: Tensor, row_splits: Tensor, mean: bool = False, *, backe
 def _naive(values: Tensor, row_splits: Tensor, mean: bool) -> Tensor:
     ends = row_splits.tolist()
     rows = []
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in itertools.pairwise(ends):
         total = values[..., start:end, :].sum(-2)
         rows.append(total / max(end - start, 1) if mean else total)
     return torch.stack(rows, -2) if rows else values[..., :0, :]

@@ -6,7 +6,6 @@ Berner et al., 2025, arXiv 2506.10973, section 3. As an operator it maps functio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,17 +18,7 @@ from convatlas.ops.precision import without_autocast
 __all__ = ["kept_modes", "spectral_conv"]
 
 
-def _auto(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool) -> str:
-    kept = kept_modes(x.shape[2:], weight.shape[-1 - len(size) : -1], modes)
-    # A product with a matrix of sines reads a field once where a transform goes through it several times, and costs
-    # as many operations as there are frequencies.
-    return "matmul" if max(kept) <= MATMUL_MODES else "fft"
-
-
-#: Up to so many frequencies of an axis the transforms are matrix products.
-MATMUL_MODES = 16
-
-_backends = Backends("spectral_conv", auto=_auto)
+_backends = Backends("spectral_conv", auto=lambda *_: "fft")
 
 
 def spectral_conv(
@@ -55,8 +44,7 @@ def spectral_conv(
         modes: frequencies to use on each axis, in the numbers of ``weight``; all when left out.
         align: take the middle such that frequency 0 stays 0. The authors' code is one off where an even number of
             frequencies is cut to an odd one; that is the default, by which checkpoints compute what they did.
-        backend: ``auto``; ``naive`` (the definition, with whole spectra); ``fft`` (axis by axis, each cut at once);
-            ``matmul`` (products with matrices of sines).
+        backend: ``auto``; ``naive`` (the definition, with whole spectra); ``fft`` (axis by axis, each cut at once).
 
     Returns:
         (B, O, *size) in the type of x.
@@ -80,9 +68,7 @@ def spectral_conv(
     return _backends.run(backend, x, weight, size, modes, align)
 
 
-def kept_modes(
-    grid: Sequence[int], stored: Sequence[int], modes: Sequence[int] | None = None
-) -> tuple[int, ...]:
+def kept_modes(grid: Sequence[int], stored: Sequence[int], modes: Sequence[int] | None = None) -> tuple[int, ...]:
     """How many frequencies of each axis are used: those that are stored, asked for, and present on the grid."""
     present = (*grid[:-1], grid[-1] // 2 + 1)
     return tuple(map(min, zip(present, stored, modes or stored, strict=True)))
@@ -177,42 +163,3 @@ def _real_ends(lines: Tensor, length: int) -> Tensor:
     if length % 2 == 0 and lines.shape[-1] == length // 2 + 1:
         real[-1] = True
     return torch.complex(lines.real, torch.where(real, 0.0, lines.imag))
-
-
-@_backends.register("matmul")
-def _matmul(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool) -> Tensor:
-    dims = len(size)
-    with without_autocast(x):
-        wide, weight = _wide(x, weight)
-        kept = kept_modes(x.shape[2:], weight.shape[-1 - dims : -1], modes)
-        # Real and imaginary parts side by side, so that both ends are products of real matrices.
-        into = _waves(torch.arange(kept[-1]), x.shape[-1]).conj() / x.shape[-1]
-        table = torch.view_as_real(into.t().contiguous()).flatten(1).to(wide)
-        spectrum = torch.view_as_complex((wide @ table).unflatten(-1, (-1, 2)))
-        for axis, count in enumerate(kept[:-1], 2):
-            waves = _waves(torch.arange(count) - count // 2, x.shape[axis]).conj() / x.shape[axis]
-            spectrum = _along(spectrum, axis, waves)
-        mixed = _mix(spectrum, _cut(weight, kept, align))[..., : size[-1] // 2 + 1]
-        for axis, (count, length) in enumerate(zip(kept[:-1], size, strict=False), 2):
-            negative, positive = min(count // 2, length // 2), min(count - count // 2, length - length // 2)
-            part = mixed.narrow(axis, count // 2 - negative, negative + positive)
-            mixed = _along(part, axis, _waves(torch.arange(-negative, positive), length).t())
-        back = _waves(torch.arange(mixed.shape[-1]), size[-1]).conj()
-        twice = torch.full((len(back), 1), 2.0, dtype=torch.float64)
-        twice[0] = 1
-        if size[-1] % 2 == 0 and len(back) == size[-1] // 2 + 1:
-            twice[-1] = 1
-        table = torch.view_as_real(back * twice).transpose(1, 2).flatten(0, 1).to(wide)
-        return (torch.view_as_real(mixed).flatten(-2) @ table).to(x.dtype)
-
-
-def _waves(frequencies: Tensor, length: int) -> Tensor:
-    """exp(2 pi i k j / length) of frequencies k and points j, (K, length), complex128."""
-    # The remainder keeps the angle small, and with it the rounding.
-    angle = ((frequencies[:, None] * torch.arange(length)) % length).double() * (2 * math.pi / length)
-    return torch.polar(torch.ones_like(angle), angle)
-
-
-def _along(spectrum: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """Multiply one axis by a matrix (new, old)."""
-    return (matrix.to(spectrum) @ spectrum.movedim(axis, -2)).movedim(-2, axis)

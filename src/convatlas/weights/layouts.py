@@ -180,8 +180,8 @@ def _candidates(
                 continue  # a layout's function need not make sense of keys that are not in it
             named = [key for key in mapped if key in target.values]
             exact = sum(mapped[key].shape == target.values[key].shape for key in named)
-            complete = complete or exact == len(mapped) == len(target.values)
             ignored = tuple(key for key in state if not key.startswith(prefix))
+            complete = complete or (exact == len(mapped) == len(target.values) and not ignored)
             score = (exact, len(named), len(named) - len(mapped) - len(ignored))
             yield Candidate(part_name, prefix, layout_name, mapped, ignored, score)
         if complete:
