@@ -7,7 +7,7 @@ conversion and configuration of Berner et al., 2025, arXiv 2506.10973.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,9 +78,9 @@ class ResidualBlock(nn.Module):
         self.conv2 = _conv(config, out_channels, out_channels, config.kernel_size)
         self.shortcut = _conv(config, in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        h = self.conv2(F.gelu(self.conv1(F.gelu(x), scale)), scale)
-        y: Tensor = h + (x if self.shortcut is None else self.shortcut(x, scale))
+    def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
+        h = self.conv2(F.gelu(self.conv1(F.gelu(x), *scale)), *scale)
+        y: Tensor = h + (x if self.shortcut is None else self.shortcut(x, *scale))
         return y
 
 
@@ -91,8 +91,8 @@ class Level(nn.Module):
         super().__init__()
         self.res = ResidualBlock(config, in_channels, out_channels)
 
-    def forward(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        y: Tensor = self.res(x, scale)
+    def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
+        y: Tensor = self.res(x, *scale)
         return y
 
 
@@ -103,8 +103,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = _conv(config, channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        y: Tensor = self.conv(x, scale)
+    def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
+        y: Tensor = self.conv(x, *scale)
         return y
 
 
@@ -113,12 +113,12 @@ class Upsample(nn.Module):
 
     def __init__(self, config: ModernUNetConfig, channels: int) -> None:
         super().__init__()
-        self.conv = KernelInterpolatedConvTranspose2d(
-            channels, channels, 4, stride=2, padding=2, interpolation=config.interpolation
-        )
+        self.conv: nn.Module = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=2)
+        if config.follow_grid:
+            self.conv = KernelInterpolatedConvTranspose2d.from_conv(self.conv, interpolation=config.interpolation)
 
-    def forward(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        y: Tensor = self.conv(x, scale)
+    def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
+        y: Tensor = self.conv(x, *scale)
         return y
 
 
@@ -130,15 +130,16 @@ class Middle(nn.Module):
         self.res1 = ResidualBlock(config, channels, channels)
         self.res2 = ResidualBlock(config, channels, channels)
 
-    def forward(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        y: Tensor = self.res2(self.res1(x, scale), scale)
+    def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
+        y: Tensor = self.res2(self.res1(x, *scale), *scale)
         return y
 
 
 def _conv(config: ModernUNetConfig, in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Module:
-    return KernelInterpolatedConv2d(
-        in_channels, out_channels, size, stride=stride, padding=size // 2, interpolation=config.interpolation
-    )
+    options: dict[str, Any] = {"stride": stride, "padding": size // 2}
+    if not config.follow_grid:
+        return nn.Conv2d(in_channels, out_channels, size, **options)
+    return KernelInterpolatedConv2d(in_channels, out_channels, size, **options, interpolation=config.interpolation)
 
 
 class ModernUNet(FieldNetwork):
@@ -183,22 +184,23 @@ class ModernUNet(FieldNetwork):
         least = 2 ** (len(self.config.dim_mults) - 1)
         if min(x.shape[2:]) < least:
             raise ValueError(f"x must be at least {least} x {least} points, got {tuple(x.shape)}")
-        scale = (1.0, 1.0)
+        # Plain convolutions are told nothing, so that others can take their places.
+        scale: tuple[tuple[float, float], ...] = ()
         if self.config.follow_grid:
             height, width = (n / base for n, base in zip(x.shape[2:], self.config.grid, strict=True))
-            scale = (height, width)
-        x = self.image_proj(with_coordinates(x) if self.config.embed_position else x, scale)
+            scale = ((height, width),)
+        x = self.image_proj(with_coordinates(x) if self.config.embed_position else x, *scale)
         kept = [x]
         for part in self.down:
-            x = part(x, scale)
+            x = part(x, *scale)
             kept.append(x)
-        x = self.middle(x, scale)
+        x = self.middle(x, *scale)
         for part in self.up:
             if isinstance(part, Level):
                 skip = kept.pop()
                 x = torch.cat([skip, centred(x, skip.shape[2:])], 1)
-            x = part(x, scale)
-        y: Tensor = self.final(F.gelu(x), scale)
+            x = part(x, *scale)
+        y: Tensor = self.final(F.gelu(x), *scale)
         return y
 
 

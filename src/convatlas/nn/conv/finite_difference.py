@@ -40,6 +40,7 @@ class _FiniteDifferenceConv:
         dtype: torch.dtype | None = None,
         *,
         grid_width: float = 1.0,
+        base_resolution: int | None = None,
     ) -> None:
         place = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         super().__init__(in_channels, out_channels, kernel_size, *place)  # type: ignore[call-arg]
@@ -48,7 +49,9 @@ class _FiniteDifferenceConv:
             raise ValueError(f"kernel size should be odd, got {layer.kernel_size}")
         if not grid_width > 0:
             raise ValueError(f"grid_width must be positive, got {grid_width}")
-        self.grid_width = grid_width
+        if base_resolution is not None and base_resolution < 1:
+            raise ValueError(f"base_resolution must be at least 1, got {base_resolution}")
+        self.grid_width, self.base_resolution = grid_width, base_resolution
 
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
@@ -72,7 +75,9 @@ class _FiniteDifferenceConv:
         return layer.train(conv.training)
 
     def to_conv(self) -> Any:
-        """The plain convolution that computes the same on the grid of ``grid_width``."""
+        """The plain convolution that computes the same; None where the distance follows the grid."""
+        if self.base_resolution is not None:
+            return None
         conv = plain_conv(self)
         with torch.no_grad():
             conv.weight.copy_(centred_kernel(conv.weight) / self.grid_width)
@@ -83,10 +88,13 @@ class _FiniteDifferenceConv:
 
         Args:
             x: (B, in_channels, *grid).
-            grid_width: h on the grid of x; ``self.grid_width`` when left out.
+            grid_width: h on the grid of x; when left out that of the constructor, scaled from the base resolution.
         """
         layer: Any = self
-        kernel = centred_kernel(layer.weight) / (grid_width or self.grid_width)
+        if grid_width is None:
+            ratio = 1.0 if self.base_resolution is None else self.base_resolution / x.shape[-1]
+            grid_width = self.grid_width * ratio
+        kernel = centred_kernel(layer.weight) / grid_width
         y: Tensor = layer._conv_forward(x, kernel, layer.bias)
         return y
 
@@ -104,6 +112,8 @@ class FiniteDifferenceConv2d(_FiniteDifferenceConv, nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             torch's convolution takes them; kernels must be odd.
         grid_width: distance of the points, or its ratio to that on the grid of the training.
+        base_resolution: points of the last axis that have this distance; on other grids it follows. Without it the
+            distance is the same on all.
 
     Raises:
         ValueError: the kernel is even or grid_width is not positive.

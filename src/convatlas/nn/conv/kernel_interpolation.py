@@ -26,6 +26,7 @@ __all__ = [
     "centred",
     "interpolate_field",
     "scale_kernel",
+    "scaled_window",
 ]
 
 #: How kernels and fields are resized: ``bilinear`` stands for linear on every axis.
@@ -56,6 +57,25 @@ def scale_kernel(weight: Tensor, scale: Sequence[float], interpolation: Interpol
     size = [max(1, int(s * k - s + 1)) for s, k in zip(scale, weight.shape[2:], strict=True)]
     resized = interpolate_field(weight, size, interpolation)
     return resized / (resized[0, 0].numel() / weight[0, 0].numel())
+
+
+def scaled_window(
+    points: int, taps: int, stride: int, padding: int, scale: float, keep_ratio: bool
+) -> tuple[int, int, int]:
+    """A window of some taps on a grid that is ``scale`` times as fine: its taps, and the padding before and behind.
+
+    Args:
+        points: of the grid.
+        taps, stride, padding: on the coarse grid.
+        scale: how many times as fine the grid is.
+        keep_ratio: pad the end such that there are as many windows as the coarse taps would have on this grid, which
+            keeps the ratio of resolutions; else only of windows that keep the size of a field.
+    """
+    size, before = max(1, int(scale * taps - scale + 1)), int(padding * scale)
+    if not (2 * padding + stride >= taps if keep_ratio else stride == 1 and 2 * padding == taps - 1):
+        return size, before, before
+    windows = (points + 2 * padding - taps) // stride + 1
+    return size, before, max(before, (windows - 1) * stride + size - points - before)
 
 
 class _KernelInterpolated:
@@ -124,10 +144,12 @@ class _KernelInterpolatedConv(_KernelInterpolated):
         *,
         base_resolution: int | Sequence[int] | None = None,
         interpolation: Interpolation = "bilinear",
+        keep_ratio: bool = False,
     ) -> None:
         place = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         super().__init__(in_channels, out_channels, kernel_size, *place)  # type: ignore[call-arg]
         self._tell(base_resolution, interpolation)
+        self.keep_ratio = keep_ratio
         layer: Any = self
         if max(layer.dilation) > 1:
             raise ValueError(f"dilation must be 1, got {layer.dilation}: the taps of the finer kernel fill the gaps")
@@ -163,11 +185,9 @@ class _KernelInterpolatedConv(_KernelInterpolated):
             return y
         kernel = scale_kernel(layer.weight, factors, self.interpolation)
         edges: list[int] = []
-        for axis, (factor, old, new) in enumerate(zip(factors, layer.kernel_size, kernel.shape[2:], strict=True)):
-            pad = _pad(layer.padding, axis, old)
-            before = int(pad * factor)
-            same = layer.stride[axis] == 1 and 2 * pad == old - 1
-            edges = [before, max(before, new - 1 - before) if same else before, *edges]
+        for axis, (factor, taps) in enumerate(zip(factors, layer.kernel_size, strict=True)):
+            window = (x.shape[2 + axis], taps, layer.stride[axis], _pad(layer.padding, axis, taps))
+            edges = [*scaled_window(*window, factor, self.keep_ratio)[1:], *edges]
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, edges, mode=mode) if any(edges) else x
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(factors) - 1]
@@ -193,6 +213,8 @@ class KernelInterpolatedConv2d(_KernelInterpolatedConv, nn.Conv2d):
         base_resolution: points of each axis, or of all, of the input on the grid of the training; without it the kernel
             stays as it is unless ``forward`` is told the scale.
         interpolation: of the kernel: ``bilinear`` or ``fourier``.
+        keep_ratio: pad the end where a grown kernel would find fewer places than a stride leaves points, so that an
+            even kernel with its size as stride halves every grid; the authors' code does not.
 
     Raises:
         ValueError: a number is out of range.
