@@ -29,7 +29,7 @@ def coordinates(grid: Sequence[int], x: Tensor, *, end: bool = False) -> Tensor:
 def with_coordinates(x: Tensor) -> Tensor:
     """A field (B, C, *grid) with the coordinates behind its channels, (B, C + d, *grid)."""
     places = coordinates(x.shape[2:], x)
-    return torch.cat([x, places.expand(len(x), *places.shape)], 1)
+    return torch.cat([x, places.expand(x.shape[0], *places.shape)], 1)
 
 
 class PointwiseConv(nn.Module):

@@ -96,7 +96,8 @@ def spectral(layer: Any, grid: tuple[int, ...], n_modes: int = 16) -> nn.Module:
         resolution_scaling=scaling if any(step > 1 for step in layer.stride) else None,
     ).to(layer.weight.device)
     with torch.no_grad():
-        new.weight.copy_(torch.view_as_real(convert_kernel(layer.weight, grid, modes, depthwise)))
+        spectrum = torch.view_as_real(convert_kernel(layer.weight, grid, modes, depthwise))
+        new.as_spectrum(new.weight).copy_(spectrum)
         if new.bias is not None:
             new.bias.copy_(layer.bias.view(new.bias.shape))
     return new

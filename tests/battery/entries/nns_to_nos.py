@@ -30,13 +30,13 @@ def field(*grid: int):
     return inputs
 
 
-TINY = {"dim": 4, "depth": 2, "n_modes": 4, "in_channels": 2}
+TINY = {"dim": 4, "depth": 1, "n_modes": 4, "in_channels": 2}
 
 NETWORKS = [
     Network("fno", TINY, field(9, 11)),
     Network(
         "local_no",
-        {**TINY, "resolution": 9, "radius_cutoff": 0.3, "diff_layers": (False, True)},
+        {**TINY, "resolution": 9, "radius_cutoff": 0.3, "diff_layers": True},
         field(9, 11),
     ),
     Network("modern_unet", {"dim": 4, "dim_mults": (1, 2), "depth": 1, "in_channels": 2}, field(9, 11)),
@@ -107,7 +107,7 @@ OPERATORS = [
             "replicate": lambda: (random(1, 2, 6), random(2, 2, 5), 1.0, "replicate"),
             "reflect": lambda: (random(1, 2, 3, 4, 3), random(2, 2, 3, 1, 3), 2.0, "reflect"),
             "depthwise": lambda: (random(1, 3, 4, 5), random(3, 1, 3, 3), 0.1, "zeros", 3),
-            "pointwise": lambda: (random(1, 2, 1, 1), random(2, 2, 1, 1)),
+            "one_point": lambda: (random(1, 2, 1, 1), random(2, 2, 3, 3), 1.0, "zeros"),
         },
         reaching={"single": lambda: (random(1, 2, 5, 5), random(2, 2, 3, 3))},
     ),

@@ -58,7 +58,9 @@ def _results(case: Case, layer: nn.Module, y: Tensor, **others: Tensor) -> dict[
     if "cotangent" in case.inputs:
         for name, gradient in case.gradients(layer, y, {"grad_input": case.inputs["x"]}).items():
             complex_weight = case.weights.get(name.removeprefix("grad_weight_"), gradient).is_complex()
-            results[name] = torch.view_as_complex(gradient.contiguous()) if complex_weight else gradient
+            if complex_weight and isinstance(layer, SpectralConv):
+                gradient = torch.view_as_complex(layer.as_spectrum(gradient).contiguous())
+            results[name] = gradient
     return {name: results[name] for name in case.outputs}
 
 

@@ -110,7 +110,7 @@ class OFormer(FieldNetwork):
         """The answer (B, out_channels, *grid) to a field (B, in_channels, *grid)."""
         self._check_input(x)
         grid = tuple(x.shape[2:])
-        places = coordinates(grid, x, end=True).flatten(1).t().expand(len(x), -1, -1)
+        places = coordinates(grid, x, end=True).flatten(1).t().expand(x.shape[0], -1, -1)
         u = self.lifting(torch.cat([x.flatten(2).transpose(1, 2), places], -1))
         for block in self.blocks:
             u = block(u, places, grid)

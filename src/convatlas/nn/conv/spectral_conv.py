@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.errors import unknown
-from convatlas.ops.mode_mixing import mode_major
 from convatlas.ops.spectral_conv import spectral_conv
 from convatlas.weights import Layout
 
@@ -27,8 +26,23 @@ _FACTORIZATIONS = ("tucker", "cp", "tt")
 
 
 def real_parts(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict whose complex tensors are pairs of real and imaginary part on a new last axis."""
-    return {key: torch.view_as_real(value) if value.is_complex() else value for key, value in state.items()}
+    """A state dict with the complex weights of spectral convolutions as these hold them."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SpectralConv)}
+    result = {}
+    for key, value in state.items():
+        place, _, name = key.rpartition(".")
+        if value.is_complex():
+            whole = name == "weight" and place in layers
+            value = _stored(value, layers[place].separable) if whole else torch.view_as_real(value)
+        result[key] = value
+    return result
+
+
+def _stored(spectrum: Tensor, separable: bool) -> Tensor:
+    """Complex (I, O, *modes) as real (*modes, I, 2 O), or (C, *modes) as (*modes, 2 C)."""
+    channels = 1 if separable else 2
+    ordered = spectrum.permute(*range(channels, spectrum.dim()), *range(channels))
+    return torch.view_as_real(ordered.contiguous()).flatten(-2)
 
 
 class SpectralConv(nn.Module):
@@ -100,15 +114,12 @@ class SpectralConv(nn.Module):
         self.resolution_scaling = _each(resolution_scaling, len(most))
         stored = (*most[:-1], most[-1] // 2 + 1)
         channels = (in_channels,) if separable else (in_channels, out_channels)
-        # One matrix after the other in memory, as the products read them.
-        empty = torch.empty(*channels, *stored, 2, device=device, dtype=dtype)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         if factorization is not None:
-            place = {"device": device, "dtype": empty.dtype}
-            self.factorized = FactorizedSpectrum((*channels, *stored), factorization, rank, **place)  # type: ignore[arg-type]
-        elif separable:
-            self.weight = nn.Parameter(empty)
+            self.factorized = FactorizedSpectrum((*channels, *stored), factorization, rank, **place)
         else:
-            self.weight = nn.Parameter(torch.view_as_real(mode_major(torch.view_as_complex(empty))))
+            # One matrix of real and imaginary parts after the other, as the products read them.
+            self.weight = nn.Parameter(torch.empty(*stored, *channels[:-1], 2 * channels[-1], **place))
         shape = (out_channels, *[1] * len(most))
         self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -122,6 +133,11 @@ class SpectralConv(nn.Module):
             nn.init.normal_(self.weight, std=deviation / math.sqrt(2))
         if self.bias is not None:
             nn.init.normal_(self.bias, std=deviation)
+
+    def as_spectrum(self, weight: Tensor) -> Tensor:
+        """A stored weight, or its gradient, as parts (I, O, *modes, 2), or (C, *modes, 2) of a separable layer."""
+        dims = len(self.n_modes)
+        return weight.unflatten(-1, (-1, 2)).permute(*range(dims, weight.dim()), *range(dims), -1)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Map (B, in_channels, *grid) to (B, out_channels, *output_size); by default the grid times the scaling.
@@ -141,7 +157,7 @@ class SpectralConv(nn.Module):
         if output_size is None and self.resolution_scaling is not None:
             output_size = [round(n * factor) for n, factor in zip(grid, self.resolution_scaling, strict=True)]
         modes = (*self.n_modes[:-1], self.n_modes[-1] // 2 + 1)
-        weight = self.factorized() if hasattr(self, "factorized") else self.weight
+        weight = self.factorized() if hasattr(self, "factorized") else self.as_spectrum(self.weight)
         y = spectral_conv(x, weight, output_size, modes, self.align)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
