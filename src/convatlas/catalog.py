@@ -66,6 +66,7 @@ LAYERS: dict[str, str | dict[int, str]] = {
     "eca": "nn.mixers.eca:ECA",
     "ela": "nn.mixers.ela:ELA",
     "fdconv": {2: "nn.conv.fdconv:FDConv2d"},
+    "finite_difference": {dims: f"nn.conv.finite_difference:FiniteDifferenceConv{dims}d" for dims in (1, 2, 3)},
     "hypercomplex": {dims: f"nn.conv.hypercomplex:PHConv{dims}d" for dims in (1, 2, 3)},
     "quaternion": {dims: f"nn.conv.hypercomplex:QuaternionConv{dims}d" for dims in (1, 2, 3)},
     "squeeze_excite": "nn.mixers.squeeze_excite:SqueezeExcite",

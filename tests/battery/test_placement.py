@@ -41,6 +41,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("eca_mobilenet_v2", "face_mobilenet_v2_x1_0", "mobilenet_v1_ulsam"),
         "its convolutions of several taps are depthwise",
     ),
+    ((*_ALGEBRAS, "fdconv"), ("field_vit",), "its only convolution of several taps reads one channel"),
     (("quaternion",), ("dncnn", "vgg16_bn_small"), "four does not divide the channels of so small a network"),
     (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (
@@ -51,10 +52,11 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (("fdconv", "cross_d_conv"), ("r3d_18", "uniformer3d_small_split"), "the layer is for images only"),
     (
-        ("weighted_conv",),
-        ("as_vit", "crossvit_9_224", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
-        "a density has a middle, and its convolutions have even kernels or are called by the operator around them",
+        ("weighted_conv", "finite_difference"),
+        ("as_vit", "crossvit_9_224", "field_vit", "inceptionnext_tiny", "ninformer_cifar10", "pvt_tiny"),
+        "the kernel must have a middle; its convolutions have even kernels or are called by the operator around them",
     ),
+    (tuple(LAYERS), ("fno", "oformer"), "it has no convolution of several taps"),
     (_CONV_LIKE, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (
         _CONV_LIKE,

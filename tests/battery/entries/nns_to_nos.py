@@ -38,6 +38,7 @@ NETWORKS = [
         "local_no",
         {**TINY, "resolution": 9, "radius_cutoff": 0.3, "diff_layers": True},
         field(9, 11),
+        exempt={"pickles": "torch refuses to pickle parametrized modules"},
     ),
     Network("modern_unet", {"dim": 4, "dim_mults": (1, 2), "depth": 1, "in_channels": 2}, field(9, 11)),
     Network("field_vit", {"dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8, "resolution": 8}, field(12, 8)),

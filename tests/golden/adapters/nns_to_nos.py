@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convatlas.networks.neural_operators.fno import FNOConfig, LocalNOConfig
 from convatlas.networks.neural_operators.unet import ModernUNetConfig
 from convatlas.nn.attention_integral import AttentionKernelIntegral
+from convatlas.nn.conv.derived import originals
 from convatlas.nn.conv.disco import DiscreteContinuousConv2d
 from convatlas.nn.conv.finite_difference import (
     FiniteDifferenceConv1d,
@@ -131,7 +132,8 @@ def _results_without_duplicates(case: Case, layer: nn.Module, y: Tensor) -> dict
     found: dict[str, Tensor] = {"y": y}
     if "cotangent" in case.inputs:
         found |= case.gradients(layer, y, {"grad_input": case.inputs["x"]})
-        found["grad_weight_conv.weight"] = found["grad_weight_weight"]
+        (kernel,) = originals(layer)
+        found |= dict.fromkeys(("grad_weight_weight", "grad_weight_conv.weight"), kernel.grad)
     return found
 
 

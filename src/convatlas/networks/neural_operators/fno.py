@@ -357,6 +357,10 @@ class LocalNO(FNO):
             renames=(
                 *_SPECTRAL,
                 (r"^local_no_blocks\.differential\.(\d+)\.conv\.weight$", ""),
+                (
+                    r"^local_no_blocks\.differential\.(\d+)\.weight$",
+                    r"blocks.differential.\1.parametrizations.weight.original",
+                ),
                 (r"^local_no_blocks\.local_no_skips\.", "blocks.skips."),
                 (r"^local_no_blocks\.(mlp|channel_mlp)\.", "blocks.mlps."),
                 (r"^local_no_blocks\.(mlp|channel_mlp)_skips\.", "blocks.mlp_skips."),

@@ -6,6 +6,7 @@ arXiv 2506.10973.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,27 +104,9 @@ class FieldViT(FieldNetwork):
         """
         self._check_input(x)
         config, grid = self.config, tuple(x.shape[2:])
-        base = config.grid
-        patch = (config.patch_size, config.patch_size)
-        if config.physical_patches:
-            patch = tuple(n * config.patch_size // wanted for n, wanted in zip(grid, base, strict=True))
-        if (
-            min(patch) < 1
-            or any(n % side for n, side in zip(grid, patch, strict=True))
-            or (
-                config.physical_patches
-                and [n // side for n, side in zip(grid, patch, strict=True)] != [n // config.patch_size for n in base]
-            )
-        ):
-            cut = f"into as many patches as {base}" if config.physical_patches else f"into patches of {patch}"
-            raise ValueError(f"x must have a grid that can be cut {cut}, got {tuple(x.shape)}")
-        weight = self.patch_embed.weight
-        if config.physical_patches and patch != tuple(weight.shape[2:]):
-            resized = interpolate_field(weight, patch, "bilinear")
-            weight = resized * (weight[0, 0].numel() / resized[0, 0].numel())
-        maps = F.conv2d(x, weight, self.patch_embed.bias, stride=patch)
+        maps = self._patches(x)
         rows, columns = maps.shape[2:]
-        source = (base[0] // config.patch_size, base[1] // config.patch_size)
+        source = (config.grid[0] // config.patch_size, config.grid[1] // config.patch_size)
         position = resize_position_embedding(self.pos_embed, (rows, columns), source_grid=source, mode="bilinear")
         tokens = map_to_tokens(maps) + position.to(maps.dtype)
         for block in self.blocks:
@@ -131,6 +114,22 @@ class FieldViT(FieldNetwork):
         decoded = self.decoder(tokens_to_map(self.norm(tokens), (rows, columns)))
         y = F.pixel_shuffle(decoded, config.patch_size)
         return interpolate_field(y, grid, "bilinear")
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """A token for each patch, (B, dim, rows, columns)."""
+        size, grid, base = self.config.patch_size, x.shape[2:], self.config.grid
+        if not self.config.physical_patches:
+            if any(n % size for n in grid):
+                raise ValueError(f"x must have a grid that can be cut into patches of {size}, got {tuple(x.shape)}")
+            maps: Tensor = self.patch_embed(x)
+            return maps
+        counts = [wanted // size for wanted in base]
+        if any(n % count for n, count in zip(grid, counts, strict=True)):
+            raise ValueError(f"x must have a grid that can be cut into {counts} patches, got {tuple(x.shape)}")
+        patch = [n // count for n, count in zip(grid, counts, strict=True)]
+        weight = interpolate_field(self.patch_embed.weight, patch, "bilinear")
+        # The kernel of the finer grid has the same sum.
+        return F.conv2d(x, weight * (size**2 / math.prod(patch)), self.patch_embed.bias, stride=patch)
 
 
 _PUBLISHED = {"patch_size": 16, "dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 1900, "resolution": 128}

@@ -5,25 +5,49 @@ Liu-Schiaffini et al.: "Neural Operators with Localized Integral and Differentia
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from convatlas.errors import Unsupported
-from convatlas.nn.conv.geometry import geometry, plain_conv
+from convatlas.nn.conv.derived import DerivedConv, derive, originals
 from convatlas.ops.finite_difference import centred_kernel
 from convatlas.weights import Layout
 
-__all__ = ["FiniteDifferenceConv1d", "FiniteDifferenceConv2d", "FiniteDifferenceConv3d"]
+__all__ = ["CentredWeight", "FiniteDifferenceConv1d", "FiniteDifferenceConv2d", "FiniteDifferenceConv3d"]
 
 
-class _FiniteDifferenceConv:
+class CentredWeight(nn.Module):
+    """Parametrization of a weight by K: (K less its sum at the middle tap) / h.
+
+    Args:
+        grid_width: distance h of the points.
+    """
+
+    def __init__(self, grid_width: float) -> None:
+        super().__init__()
+        self.grid_width = grid_width
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The kernel that sums to zero, of K (O, I, *k)."""
+        return centred_kernel(weight) / self.grid_width
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """K of a kernel; of one that does not sum to zero the sum is lost."""
+        return weight * self.grid_width
+
+
+class _FiniteDifferenceConv(DerivedConv):
     """Body; stands before one of torch's convolutions."""
 
     #: The authors keep a second name of the same kernel.
-    layouts: ClassVar[Mapping[str, Layout]] = {"authors": Layout(renames=((r"^conv\.weight$", ""),))}
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "authors": Layout(renames=((r"^conv\.weight$", ""), (r"^weight$", "parametrizations.weight.original")))
+    }
 
     def __init__(
         self,
@@ -42,7 +66,7 @@ class _FiniteDifferenceConv:
         grid_width: float = 1.0,
         base_resolution: int | None = None,
     ) -> None:
-        place = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        place = (stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)
         super().__init__(in_channels, out_channels, kernel_size, *place)  # type: ignore[call-arg]
         layer: Any = self
         if any(size % 2 == 0 for size in layer.kernel_size):
@@ -52,6 +76,21 @@ class _FiniteDifferenceConv:
         if base_resolution is not None and base_resolution < 1:
             raise ValueError(f"base_resolution must be at least 1, got {base_resolution}")
         self.grid_width, self.base_resolution = grid_width, base_resolution
+        derive(layer, CentredWeight(grid_width), torch.empty(layer.weight.shape, device=device, dtype=dtype))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw K and the bias anew, as torch's convolution does."""
+        layer: Any = self
+        if not is_parametrized(layer):  # called by torch's constructor
+            return
+        (kernel,) = originals(layer)
+        bound = 1 / math.sqrt(kernel[0].numel())
+        nn.init.uniform_(kernel, -bound, bound)
+        if layer.bias is not None:
+            nn.init.uniform_(layer.bias, -bound, bound)
 
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
@@ -64,24 +103,13 @@ class _FiniteDifferenceConv:
         Raises:
             Unsupported: it is something else, or its kernel is even or a single tap.
         """
-        arguments = geometry(conv, next(n for n, kind in _FORMS.items() if issubclass(cls, kind)))
-        if max(arguments["kernel_size"]) == 1:
+        if max(getattr(conv, "kernel_size", (3,))) == 1:
             raise Unsupported("a kernel of one tap has no neighbours to differ from")
-        try:
-            layer: Any = cls(**arguments, **options)
-        except ValueError as error:
-            raise Unsupported(str(error)) from None
-        layer.load_state_dict(conv.state_dict())
-        return layer.train(conv.training)
+        return super().from_conv(conv, **options)
 
     def to_conv(self) -> Any:
         """The plain convolution that computes the same; None where the distance follows the grid."""
-        if self.base_resolution is not None:
-            return None
-        conv = plain_conv(self)
-        with torch.no_grad():
-            conv.weight.copy_(centred_kernel(conv.weight) / self.grid_width)
-        return conv
+        return super().to_conv() if self.base_resolution is None else None
 
     def forward(self, x: Tensor, grid_width: float | None = None) -> Tensor:
         """(conv(x; K) - (sum of K) x) / h + bias, as a plain convolution maps shapes.
@@ -91,10 +119,11 @@ class _FiniteDifferenceConv:
             grid_width: h on the grid of x; when left out that of the constructor, scaled from the base resolution.
         """
         layer: Any = self
-        if grid_width is None:
-            ratio = 1.0 if self.base_resolution is None else self.base_resolution / x.shape[-1]
-            grid_width = self.grid_width * ratio
-        kernel = centred_kernel(layer.weight) / grid_width
+        kernel: Tensor = layer.weight
+        if grid_width is not None:
+            kernel = kernel * (self.grid_width / grid_width)
+        elif self.base_resolution is not None:
+            kernel = kernel * (x.shape[-1] / self.base_resolution)
         y: Tensor = layer._conv_forward(x, kernel, layer.bias)
         return y
 
@@ -122,6 +151,3 @@ class FiniteDifferenceConv2d(_FiniteDifferenceConv, nn.Conv2d):
 
 class FiniteDifferenceConv3d(_FiniteDifferenceConv, nn.Conv3d):
     """Finite differences of a volume; see `FiniteDifferenceConv2d` for the arguments."""
-
-
-_FORMS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
