@@ -25,7 +25,7 @@ from convatlas.nn.conv.kernel_interpolation import KernelInterpolatedConv2d
 from convatlas.nn.conv.spectral_conv import SpectralConv
 from convatlas.nn.fields import coordinates
 from convatlas.nn.graph_integral import GNOBlock
-from convatlas.report import Cell, Claim, Lines, Note, Report, Section, Table
+from convatlas.report import Cell, Claim, Lines, Note, Part, Report, Section, Table
 from convatlas.surgery.selection import undisturbed
 from convatlas.training.measure import provenance
 
@@ -157,7 +157,8 @@ def resolution_errors(model: nn.Module, function: Field, grids: Sequence[int], *
 
 
 def _restricted(field: Tensor, every: int) -> Tensor:
-    return field[(..., *[slice(None, None, every)] * (field.dim() - 2))]
+    index: tuple[Any, ...] = (..., *[slice(None, None, every)] * (field.dim() - 2))
+    return field[index]
 
 
 def _distance(field: Tensor, truth: Tensor) -> float:
@@ -195,7 +196,7 @@ def resolution_sweep(
         )
     ]
     caption = "Drift: how far the answer is from that on the coarsest grid. Not pointwise: what no map explains."
-    parts = [*claims, Table("Grids", columns, rows, caption), _curves({name: sweep})]
+    parts: list[Part] = [*claims, Table("Grids", columns, rows, caption), _curves({name: sweep})]
     summary = f"{name}: {_order_text(sweep)} on grids of {sweep.grids[0]} to {sweep.finest} points."
     return Report(f"Resolution sweep of {name}", summary, [Section("Convergence", parts)], provenance())
 
@@ -314,7 +315,7 @@ def layer_sweep(grids: Sequence[int] = (16, 32, 64, 128), *, points: Sequence[in
     columns = ["layer", "order", *(f"{n} points" for n in exact.grids), "drift", "not pointwise, left"]
     caption = f"Distance from the answer on {exact.finest} points, relative L2; drift of that from the coarsest."
     random = {"random points": (points, errors)}
-    parts = [
+    parts: list[Part] = [
         *claims,
         Table("Layers", columns, rows, caption),
         _curves(sweeps),

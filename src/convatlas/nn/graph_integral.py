@@ -90,11 +90,11 @@ class IntegralTransform(nn.Module):
             neighbours: the points near each query.
             f: values on the points (..., N, C), for the nonlinear types.
         """
-        features = torch.cat([y[neighbours.index], x[neighbours.rows]], -1)
+        features = torch.cat([y[neighbours.indices], x[neighbours.rows]], -1)
         if self.transform_type.startswith("nonlinear"):
             if f is None:
                 raise ValueError(f"f must be given to a {self.transform_type} transform")
-            values = f[..., neighbours.index, :]
+            values = f[..., neighbours.indices, :]
             features = torch.cat([features.expand(*values.shape[:-1], -1), values], -1)
         result: Tensor = self.kernel(features)
         return result
@@ -130,9 +130,9 @@ class IntegralTransform(nn.Module):
             raise ValueError(f"f must be given to a {self.transform_type} transform")
         values = self.kernel_values(y, x, neighbours, f) if kernel is None else kernel
         if f is not None and not self.transform_type.endswith("kernelonly"):
-            values = values * f[..., neighbours.index, :]
+            values = values * f[..., neighbours.indices, :]
         if quadrature is not None:
-            values = values * quadrature[neighbours.index][:, None]
+            values = values * quadrature[neighbours.indices][:, None]
         return segment_sum(values, neighbours.row_splits, self.reduction == "mean" and quadrature is None)
 
 

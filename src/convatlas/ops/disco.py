@@ -204,12 +204,13 @@ def point_disco(
     Returns:
         (..., M, K, C).
     """
-    offsets = points_in[neighbours.index] - points_out[neighbours.rows]
+    offsets = points_in[neighbours.indices] - points_out[neighbours.rows]
     values = disco_basis(offsets[:, 0], offsets[:, 1], kernel_shape, radius)
-    weighted = (values * quadrature[neighbours.index]).t()
+    weighted = (values * quadrature[neighbours.indices]).t()
     total = segment_sum(weighted, neighbours.row_splits)
     sums = segment_sum(
-        (weighted.to(f.dtype)[..., None] * f[..., neighbours.index, :].unsqueeze(-2)).flatten(-2), neighbours.row_splits
+        (weighted.to(f.dtype)[..., None] * f[..., neighbours.indices, :].unsqueeze(-2)).flatten(-2),
+        neighbours.row_splits,
     )
     # Away from all points of a function its integral is 0 and so is the sum.
     return sums.unflatten(-1, (len(values), -1)) / (total.to(f.dtype)[..., None] + _EPS)

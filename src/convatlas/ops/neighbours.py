@@ -24,18 +24,18 @@ class Neighbours(NamedTuple):
     """Which points are near each query, in compressed rows.
 
     Attributes:
-        index: numbers of the points, query after query, int64 (E).
+        indices: numbers of the points, query after query, int64 (E).
         row_splits: where the neighbours of each query begin, and the end of the last, int64 (M + 1).
     """
 
-    index: Tensor
+    indices: Tensor
     row_splits: Tensor
 
     @property
     def rows(self) -> Tensor:
         """The query of each pair (E)."""
-        queries = torch.arange(len(self.row_splits) - 1, device=self.index.device)
-        return queries.repeat_interleave(self.row_splits.diff(), output_size=len(self.index))
+        queries = torch.arange(len(self.row_splits) - 1, device=self.indices.device)
+        return queries.repeat_interleave(self.row_splits.diff(), output_size=len(self.indices))
 
 
 def radius_neighbors(

@@ -50,23 +50,23 @@ __all__ = ["CONVERSIONS", "Conversion", "convert_kernel", "to_neural_operator"]
 Conversion = Callable[[Any, tuple[int, ...]], nn.Module]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_INTERPOLATED = {
+_INTERPOLATED: dict[type, Any] = {
     nn.Conv1d: KernelInterpolatedConv1d,
     nn.Conv2d: KernelInterpolatedConv2d,
     nn.Conv3d: KernelInterpolatedConv3d,
 }
-_DIFFERENCES = {
+_DIFFERENCES: dict[type, Any] = {
     nn.Conv1d: FiniteDifferenceConv1d,
     nn.Conv2d: FiniteDifferenceConv2d,
     nn.Conv3d: FiniteDifferenceConv3d,
 }
 
 
-def interpolated(layer: Any, grid: tuple[int, ...], interpolation: Interpolation = "bilinear") -> nn.Module:
+def _interpolated(layer: Any, grid: tuple[int, ...], interpolation: Interpolation = "bilinear") -> nn.Module:
     """A convolution, transposed convolution, pooling or padding that follows the grid, with the weights that it has."""
     options: dict[str, Any] = {"base_resolution": grid, "interpolation": interpolation}
     if type(layer) in _INTERPOLATED:
-        return _INTERPOLATED[type(layer)].from_conv(layer, keep_ratio=True, **options)  # type: ignore[attr-defined, no-any-return]
+        return _INTERPOLATED[type(layer)].from_conv(layer, keep_ratio=True, **options)  # type: ignore[no-any-return]
     if type(layer) is nn.ConvTranspose2d:
         return KernelInterpolatedConvTranspose2d.from_conv(layer, **options)
     if type(layer) in POOLS:
@@ -76,7 +76,7 @@ def interpolated(layer: Any, grid: tuple[int, ...], interpolation: Interpolation
     raise Unsupported(f"a {type(layer).__name__} has no form that follows the grid")
 
 
-def spectral(layer: Any, grid: tuple[int, ...], n_modes: int = 16) -> nn.Module:
+def _spectral(layer: Any, grid: tuple[int, ...], n_modes: int = 16) -> nn.Module:
     """A spectral convolution with the response of the kernel at the lowest frequencies.
 
     It is the convolution with a circular border, without the higher frequencies; a stride becomes a resampling.
@@ -123,7 +123,7 @@ def convert_kernel(weight: Tensor, grid: Sequence[int], modes: Sequence[int], de
     return response[:, 0] if depthwise else response.transpose(0, 1)
 
 
-def local_integral(layer: Any, grid: tuple[int, ...], angles: int = 8) -> nn.Module:
+def _local_integral(layer: Any, grid: tuple[int, ...], angles: int = 8) -> nn.Module:
     """A local integral over the disk that the kernel spans, with the weights nearest to it: those of 3 x 3 are exact.
 
     A ring of hat functions sits at the distance of each tap. Lengths count in widths of the field.
@@ -143,7 +143,7 @@ def local_integral(layer: Any, grid: tuple[int, ...], angles: int = 8) -> nn.Mod
         (taps, angles),
         radius,
         domain_length=lengths,
-        stride=layer.stride,
+        stride=(layer.stride[0], layer.stride[1]),
         groups=layer.groups,
         bias=layer.bias is not None,
         periodic=layer.padding_mode == "circular",
@@ -155,16 +155,16 @@ def local_integral(layer: Any, grid: tuple[int, ...], angles: int = 8) -> nn.Mod
         found = torch.linalg.lstsq(basis.flatten(1).t(), wanted.flatten(0, 1).t()).solution.t()
         new.weight.zero_()
         new.weight[..., : len(basis)] = found.view(*wanted.shape[:2], -1).to(new.weight)
-        if new.bias is not None:
+        if new.bias is not None and layer.bias is not None:
             new.bias.copy_(layer.bias)
     return new
 
 
-def difference(layer: Any, grid: tuple[int, ...]) -> nn.Module:
+def _difference(layer: Any, grid: tuple[int, ...]) -> nn.Module:
     """Finite differences by the kernel that the convolution has, over the distance of the points."""
     if type(layer) not in _DIFFERENCES:
         raise Unsupported(f"it must be a convolution, got {type(layer).__name__}")
-    return _DIFFERENCES[type(layer)].from_conv(layer, base_resolution=grid[-1])  # type: ignore[attr-defined, no-any-return]
+    return _DIFFERENCES[type(layer)].from_conv(layer, base_resolution=grid[-1])  # type: ignore[no-any-return]
 
 
 def _plain(layer: Any) -> None:
@@ -176,11 +176,11 @@ def _plain(layer: Any) -> None:
 
 #: What a rule may be called.
 CONVERSIONS: dict[str, Conversion] = {
-    "interpolate": interpolated,
-    "interpolate_fourier": lambda layer, grid: interpolated(layer, grid, "fourier"),
-    "spectral": spectral,
-    "local_integral": local_integral,
-    "difference": difference,
+    "interpolate": _interpolated,
+    "interpolate_fourier": lambda layer, grid: _interpolated(layer, grid, "fourier"),
+    "spectral": _spectral,
+    "local_integral": _local_integral,
+    "difference": _difference,
 }
 
 
@@ -218,7 +218,7 @@ def to_neural_operator(
         Unsupported: nothing was converted, or there is no example.
     """
     chosen = [(predicate(selector), _conversion(rule)) for selector, rule in (rules or {}).items()]
-    chosen.append((_counts_in_points, interpolated))
+    chosen.append((_counts_in_points, _interpolated))
     inputs = as_inputs(model, example_input)
     if inputs is None:
         raise Unsupported("example_input must be given to a model without example_inputs()")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ __all__ = ["FNO", "VARIANTS", "FNOConfig", "LocalNO", "LocalNOConfig"]
 
 Skip = Literal["linear", "soft-gating", "identity"]
 _SKIPS = ("linear", "soft-gating", "identity")
-_DIFFERENCES = {1: FiniteDifferenceConv1d, 2: FiniteDifferenceConv2d, 3: FiniteDifferenceConv3d}
+_DIFFERENCES: dict[int, Any] = {1: FiniteDifferenceConv1d, 2: FiniteDifferenceConv2d, 3: FiniteDifferenceConv3d}
 _PADDINGS = {"periodic": "circular", "replicate": "replicate", "reflect": "reflect", "zeros": "zeros"}
 
 
@@ -134,7 +134,7 @@ _SPECTRAL = (
 )
 
 
-class Blocks(nn.Module):
+class _Blocks(nn.Module):
     """The parts of all blocks, each kind in a list of its own as in the authors' files."""
 
     def __init__(self, config: FNOConfig) -> None:
@@ -162,7 +162,7 @@ class Blocks(nn.Module):
 
     def conv(self, x: Tensor, index: int) -> Tensor:
         """What the operator of a block makes of a field."""
-        return self.convs[index](x)  # type: ignore[no-any-return]
+        return self.convs[index](x)
 
     def act_between(self, last: bool) -> bool:
         """Whether an activation follows the sum of operator and skip."""
@@ -214,8 +214,8 @@ class FNO(FieldNetwork):
         self.blocks = self._blocks(config)
         self.projection = ChannelMLP(config.dim, int(config.projection_ratio * config.dim), config.out_channels)
 
-    def _blocks(self, config: FNOConfig) -> Blocks:
-        return Blocks(config)
+    def _blocks(self, config: FNOConfig) -> _Blocks:
+        return _Blocks(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """The answer (B, out_channels, *grid) to a field (B, in_channels, *grid)."""
@@ -286,7 +286,7 @@ class LocalNOConfig(FNOConfig):
         return LocalNO(self)
 
 
-class LocalBlocks(Blocks):
+class _LocalBlocks(_Blocks):
     """Blocks whose operator is a sum of up to three branches."""
 
     config: LocalNOConfig
@@ -370,9 +370,8 @@ class LocalNO(FNO):
         )
     }
 
-    def _blocks(self, config: FNOConfig) -> Blocks:
-        assert isinstance(config, LocalNOConfig)
-        return LocalBlocks(config)
+    def _blocks(self, config: FNOConfig) -> _Blocks:
+        return _LocalBlocks(cast(LocalNOConfig, config))
 
 
 _PUBLISHED = {"resolution": 128, "depth": 4}

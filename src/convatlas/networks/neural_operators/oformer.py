@@ -65,7 +65,7 @@ class OFormerConfig(FieldNetworkConfig):
         return OFormer(self)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """u <- (u + spectral_conv(norm u) + attention(norm u)) / sqrt 3, then u <- u + MLP(norm u)."""
 
     def __init__(self, config: OFormerConfig) -> None:
@@ -103,7 +103,7 @@ class OFormer(FieldNetwork):
     def __init__(self, config: OFormerConfig) -> None:
         super().__init__(config)
         self.lifting = PointwiseMLP((config.in_channels + config.dims, config.dim, config.dim))
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList([_Block(config) for _ in range(config.depth)])
         self.projection = PointwiseMLP((config.dim, config.dim, config.out_channels))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class ModernUNetConfig(FieldNetworkConfig):
         return ModernUNet(self)
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """GELU, convolution, GELU, convolution, and a pointwise convolution past them where the channels differ."""
 
     def __init__(self, config: ModernUNetConfig, in_channels: int, out_channels: int) -> None:
@@ -84,19 +84,19 @@ class ResidualBlock(nn.Module):
         return y
 
 
-class Level(nn.Module):
+class _Level(nn.Module):
     """A residual block under the name that it has in the authors' files."""
 
     def __init__(self, config: ModernUNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.res = ResidualBlock(config, in_channels, out_channels)
+        self.res = _ResidualBlock(config, in_channels, out_channels)
 
     def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
         y: Tensor = self.res(x, *scale)
         return y
 
 
-class Downsample(nn.Module):
+class _Downsample(nn.Module):
     """Every second point, by a convolution."""
 
     def __init__(self, config: ModernUNetConfig, channels: int) -> None:
@@ -108,7 +108,7 @@ class Downsample(nn.Module):
         return y
 
 
-class Upsample(nn.Module):
+class _Upsample(nn.Module):
     """Twice the points, by a transposed convolution; its border is cut, and the block behind pads it."""
 
     def __init__(self, config: ModernUNetConfig, channels: int) -> None:
@@ -122,13 +122,13 @@ class Upsample(nn.Module):
         return y
 
 
-class Middle(nn.Module):
+class _Middle(nn.Module):
     """Two residual blocks on the coarsest level."""
 
     def __init__(self, config: ModernUNetConfig, channels: int) -> None:
         super().__init__()
-        self.res1 = ResidualBlock(config, channels, channels)
-        self.res2 = ResidualBlock(config, channels, channels)
+        self.res1 = _ResidualBlock(config, channels, channels)
+        self.res2 = _ResidualBlock(config, channels, channels)
 
     def forward(self, x: Tensor, *scale: tuple[float, float]) -> Tensor:
         y: Tensor = self.res2(self.res1(x, *scale), *scale)
@@ -159,22 +159,22 @@ class ModernUNet(FieldNetwork):
         for number, factor in enumerate(config.dim_mults):
             for index in range(config.depth):
                 wider = channels if index else channels * factor
-                down.append(Level(config, channels, wider))
+                down.append(_Level(config, channels, wider))
                 channels = wider
                 kept.append(channels)
             if number < len(config.dim_mults) - 1:
-                down.append(Downsample(config, channels))
+                down.append(_Downsample(config, channels))
                 kept.append(channels)
         self.down = nn.ModuleList(down)
-        self.middle = Middle(config, channels)
+        self.middle = _Middle(config, channels)
         up: list[nn.Module] = []
         for number, factor in reversed(list(enumerate(config.dim_mults))):
             for index in range(config.depth + 1):
                 narrower = channels // factor if index == config.depth else channels
-                up.append(Level(config, channels + kept.pop(), narrower))
+                up.append(_Level(config, channels + kept.pop(), narrower))
                 channels = narrower
             if number > 0:
-                up.append(Upsample(config, channels))
+                up.append(_Upsample(config, channels))
         self.up = nn.ModuleList(up)
         self.final = _conv(config, channels, config.out_channels, config.kernel_size)
 
@@ -196,7 +196,7 @@ class ModernUNet(FieldNetwork):
             kept.append(x)
         x = self.middle(x, *scale)
         for part in self.up:
-            if isinstance(part, Level):
+            if isinstance(part, _Level):
                 skip = kept.pop()
                 x = torch.cat([skip, centred(x, skip.shape[2:])], 1)
             x = part(x, *scale)

@@ -61,7 +61,7 @@ class FieldViTConfig(FieldNetworkConfig):
         return FieldViT(self)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """x + attention(norm x), x + MLP(norm x)."""
 
     def __init__(self, config: FieldViTConfig) -> None:
@@ -91,7 +91,7 @@ class FieldViT(FieldNetwork):
         self.patch_embed = nn.Conv2d(config.in_channels, config.dim, size, stride=size)
         rows, columns = (n // size for n in config.grid)
         self.pos_embed = nn.Parameter(torch.empty(1, rows * columns, config.dim))
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList([_Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.dim)
         self.decoder = nn.Conv2d(config.dim, size * size * config.out_channels, 1)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -137,5 +137,5 @@ _PUBLISHED = {"patch_size": 16, "dim": 768, "depth": 12, "num_heads": 12, "mlp_d
 VARIANTS: dict[str, FieldViTConfig] = {
     "field_vit": FieldViTConfig(),
     "field_vit_navier_stokes": FieldViTConfig(**_PUBLISHED),  # type: ignore[arg-type]
-    "field_vit_physical_navier_stokes": FieldViTConfig(physical_patches=True, **_PUBLISHED),  # type: ignore[arg-type]
+    "field_vit_physical_navier_stokes": FieldViTConfig(physical_patches=True, **_PUBLISHED),
 }

@@ -103,7 +103,7 @@ class _KernelInterpolated:
         except ValueError as error:
             raise Unsupported(str(error)) from None
         layer.load_state_dict(conv.state_dict())
-        layer.requires_grad_(conv.weight.requires_grad)  # type: ignore[union-attr]
+        layer.requires_grad_(conv.weight.requires_grad)
         return layer.train(conv.training)
 
     def _scale(self, x: Tensor, scale: float | Sequence[float] | None) -> list[float]:
@@ -256,7 +256,7 @@ class KernelInterpolatedConvTranspose2d(_KernelInterpolated, nn.ConvTranspose2d)
         interpolation: Interpolation = "bilinear",
     ) -> None:
         place = (stride, padding, output_padding, groups, bias, dilation, padding_mode, device, dtype)
-        super().__init__(in_channels, out_channels, kernel_size, *place)
+        super().__init__(in_channels, out_channels, kernel_size, *place)  # type: ignore[arg-type]
         self._tell(base_resolution, interpolation)
 
     @classmethod
@@ -268,7 +268,7 @@ class KernelInterpolatedConvTranspose2d(_KernelInterpolated, nn.ConvTranspose2d)
         """
         return cls._made(conv, geometry(conv, 2, transposed=True), options)
 
-    def forward(self, x: Tensor, scale: float | Sequence[float] | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, scale: float | Sequence[float] | None = None) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W'); ``scale`` as in `KernelInterpolatedConv2d`."""
         factors = self._scale(x, scale)
         if all(factor == 1 for factor in factors):
