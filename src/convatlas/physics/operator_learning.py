@@ -2,6 +2,7 @@
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from convatlas.data.simulators import SIMULATORS
 from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import FieldNetwork, FieldNetworkConfig
 from convatlas.networks.registry import model_config
+from convatlas.ops.field_losses import h1_error, lp_error
 from convatlas.ops.relative_error import relative_l2
 from convatlas.physics.operator_evaluation import Measured, coarser, in_batches, measure
 from convatlas.report import Report
@@ -70,7 +72,8 @@ class OperatorLearning(GradientTask):
         weights: where to start from: a checkpoint, ``hf://owner/name`` or ``https://...``.
         normalise: what the network sees with mean 0 and standard deviation 1 in each channel: ``inputs``, ``both`` (its
             answers as well), or ``none``.
-        loss: ``relative_l2``, or ``mse``.
+        loss: ``relative_l2``, ``mse``, ``h1`` (relative, of values and gradients of periodic fields) or
+            ``l2_sum_squared`` (the square of the sum of the L2 norms of a batch's errors).
         val_fraction: share of the training pairs held out to choose the best epoch, where the data have no split.
         test_fraction: share of all pairs held out to measure the quality, where the data have no split.
         split_seed: of the split, and of the simulator.
@@ -88,7 +91,7 @@ class OperatorLearning(GradientTask):
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     normalise: Literal["none", "inputs", "both"] = "both"
-    loss: Literal["relative_l2", "mse"] = "relative_l2"
+    loss: Literal["relative_l2", "mse", "h1", "l2_sum_squared"] = "relative_l2"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int = 0
@@ -109,7 +112,7 @@ class OperatorLearning(GradientTask):
                 raise ValueError(f"options must not hold {name}: it follows from the data")
         for name, value, known in (
             ("normalise", self.normalise, ("none", "inputs", "both")),
-            ("loss", self.loss, ("relative_l2", "mse")),
+            ("loss", self.loss, ("relative_l2", "mse", "h1", "l2_sum_squared")),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -197,17 +200,21 @@ class OperatorLearning(GradientTask):
         return _collate
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The error of the network's answers, averaged over the samples."""
+        """The error of the network's answers, averaged over the samples but for ``l2_sum_squared``."""
         total, count = torch.zeros((), device=batch["x"][0].device), 0
         for x, y in zip(batch["x"], batch["y"], strict=True):
-            answer = self.network(self._scaled(x, "x"))
-            truth = self.network.as_answer(self._scaled(y, "y"))
-            if self.loss == "mse":
-                errors = (answer - truth).abs().square().flatten(1).mean(1)
+            answer, field = self.network(self._scaled(x, "x")), self._scaled(y, "y")
+            if self.loss == "h1":
+                errors = h1_error(self.network.as_field(answer, x.shape[2:]), field, relative=True)
+            elif self.loss == "l2_sum_squared":
+                errors = lp_error(self.network.as_field(answer, x.shape[2:]), field, lengths=2 * math.pi)
+            elif self.loss == "mse":
+                errors = (answer - self.network.as_answer(field)).abs().square().flatten(1).mean(1)
             else:
-                errors = relative_l2(answer, truth)
+                errors = relative_l2(answer, self.network.as_answer(field))
             total, count = total + errors.float().sum(), count + len(x)
-        return {"loss": total / count}
+        # Berner et al., 2025, arXiv 2506.10973, square the sum of the batch, on a square of side 2 pi.
+        return {"loss": total.square() if self.loss == "l2_sum_squared" else total / count}
 
     def metrics(self) -> nn.Module:
         """Mean relative L2 error of the validation fields, in their own units."""
