@@ -25,6 +25,7 @@ from convatlas.bench import (
     hypercomplex,
     inception,
     networks,
+    neural_operators,
     pixel_shuffle,
     ratio,
     scattering,
@@ -51,6 +52,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         fft_conv.MILLION: [(1, 1, 9000, 100)],
     }
     monkeypatch.setattr(fft_conv, "QUICK_SIZES", sizes)
+    monkeypatch.setattr(neural_operators, "SPECTRAL", ((9, 3, 4),))
+    monkeypatch.setattr(neural_operators, "LOCAL", ((16, 2, 0.25),))
+    monkeypatch.setattr(neural_operators, "GRAPH", ((30, 2),))
+    monkeypatch.setattr(neural_operators, "ATTENTION", ((12, 4),))
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))
