@@ -164,7 +164,7 @@ def equidistant_disco(
         )
     height, width = x.shape[2:]
     basis = equidistant_basis((height, width), domain, kernel_shape, radius).to(weight)
-    # Offsets that point from the output to the input, in the order of rows and columns.
+    # Rows before columns; turned round, because offsets point from the input to the output.
     kernel = torch.einsum("kxy,oik->oiyx", basis, weight[..., : len(basis)]).flip(-1, -2)
     before = [(size + 1) // 2 - 1 for size in kernel.shape[2:]]
     after = [pad if trim_even else size - 1 - pad for pad, size in zip(before, kernel.shape[2:], strict=True)]
@@ -204,7 +204,8 @@ def point_disco(
     Returns:
         (..., M, K, C).
     """
-    offsets = points_in[neighbours.indices] - points_out[neighbours.rows]
+    # From the input to the output, as on a grid.
+    offsets = points_out[neighbours.rows] - points_in[neighbours.indices]
     values = disco_basis(offsets[:, 0], offsets[:, 1], kernel_shape, radius)
     weighted = (values * quadrature[neighbours.indices]).t()
     total = segment_sum(weighted, neighbours.row_splits)
