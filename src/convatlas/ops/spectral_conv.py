@@ -157,7 +157,9 @@ def _fft(
         mixed = mixed[..., : size[-1] // 2 + 1]
         for axis, length in zip(axes, size, strict=False):
             mixed = torch.fft.ifft(_spread(mixed, axis, length), dim=axis, norm="forward")
-        return torch.fft.irfft(_real_ends(mixed, size[-1]), n=size[-1], norm="forward").to(x.dtype)
+        if mixed.device.type != "cpu":  # whose transform does not read them
+            mixed = _real_ends(mixed, size[-1])
+        return torch.fft.irfft(mixed, n=size[-1], norm="forward").to(x.dtype)
 
 
 def _low(spectrum: Tensor, axis: int, count: int) -> Tensor:
@@ -179,8 +181,6 @@ def _spread(mixed: Tensor, axis: int, length: int) -> Tensor:
 
 def _real_ends(lines: Tensor, length: int) -> Tensor:
     """The same half spectrum of a real field, without what its mean and highest frequency cannot have."""
-    if lines.device.type == "cpu":  # its transform does not read them
-        return lines
     real = torch.zeros(lines.shape[-1], dtype=torch.bool, device=lines.device)
     real[0] = True
     if length % 2 == 0 and lines.shape[-1] == length // 2 + 1:
