@@ -69,6 +69,18 @@ def test_more_frequencies_than_points():
     assert not torch.allclose(spectral_conv(x, weight), mean)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 3, 2), (2, 4, 3, 2)])
+def test_products_in_half_precision(shape: tuple[int, ...]):
+    x, weight = torch.randn(2, 2, 8, 9), torch.randn(shape)
+    exact = spectral_conv(x, weight)
+    for precision in ("mixed", "half"):
+        rough = spectral_conv(x, weight, precision=precision)  # type: ignore[arg-type]
+        assert rough.dtype == torch.float32
+        assert 0 < (rough - exact).norm() / exact.norm() < 2e-3
+    with pytest.raises(UnknownName, match="precision"):
+        spectral_conv(x, weight, precision="low")  # type: ignore[arg-type]
+
+
 def test_resizing_by_fourier_series():
     small = waves(6, 9)
     torch.testing.assert_close(fourier_resize(small, (12, 18))[..., ::2, ::2], small)

@@ -7,15 +7,20 @@ Berner et al., 2025, arXiv 2506.10973, section 3. As an operator it maps functio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from convatlas.errors import unknown
 from convatlas.ops.backend import Backends
 from convatlas.ops.mode_mixing import mix_modes
 from convatlas.ops.precision import without_autocast
 
-__all__ = ["kept_modes", "spectral_conv"]
+__all__ = ["Precision", "kept_modes", "spectral_conv"]
+
+#: Of the products with the spectrum.
+Precision = Literal["full", "mixed", "half"]
 
 
 _backends = Backends("spectral_conv", auto=lambda *_: "fft")
@@ -27,6 +32,7 @@ def spectral_conv(
     size: Sequence[int] | None = None,
     modes: Sequence[int] | None = None,
     align: bool = False,
+    precision: Precision = "full",
     *,
     backend: str = "auto",
 ) -> Tensor:
@@ -44,6 +50,8 @@ def spectral_conv(
         modes: frequencies to use on each axis, in the numbers of ``weight``; all when left out.
         align: take the middle such that frequency 0 stays 0. The authors' code is one off where an even number of
             frequencies is cut to an odd one; that is the default, by which checkpoints compute what they did.
+        precision: ``mixed`` rounds spectrum and R to float16 before they are multiplied, ``half`` also x, as the
+            authors' options of these names do; the sums stay in float32, so it shows their accuracy, not their speed.
         backend: ``auto``; ``naive`` (the definition, with whole spectra); ``fft`` (axis by axis, each cut at once).
 
     Returns:
@@ -51,6 +59,7 @@ def spectral_conv(
 
     Raises:
         ValueError: the shapes do not fit, or x is not real floating point.
+        UnknownName: there is no such precision.
     """
     dims = x.dim() - 2
     if not x.is_floating_point():
@@ -65,7 +74,11 @@ def spectral_conv(
     for name, lengths in (("size", size), ("modes", modes)):
         if lengths is not None and (len(lengths) != dims or min(lengths) < 1):
             raise ValueError(f"{name} must hold a positive number for each of {dims} axes, got {lengths}")
-    return _backends.run(backend, x, weight, size, modes, align)
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, get_args(Precision))
+    return _backends.run(
+        backend, x.half().to(x.dtype) if precision == "half" else x, weight, size, modes, align, precision
+    )
 
 
 def kept_modes(grid: Sequence[int], stored: Sequence[int], modes: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -86,8 +99,14 @@ def _cut(weight: Tensor, kept: Sequence[int], align: bool) -> Tensor:
     return torch.view_as_complex(weight if paired else weight.contiguous())
 
 
-def _mix(spectrum: Tensor, matrices: Tensor) -> Tensor:
+def _mix(spectrum: Tensor, matrices: Tensor, precision: Precision) -> Tensor:
+    if precision != "full":
+        spectrum, matrices = _rounded(spectrum), _rounded(matrices)
     return mix_modes(spectrum, matrices) if matrices.dim() == spectrum.dim() else spectrum * matrices
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return torch.view_as_complex(torch.view_as_real(x.contiguous()).half().to(x.real.dtype))
 
 
 def _wide(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +115,9 @@ def _wide(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_backends.register("naive")
-def _naive(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool) -> Tensor:
+def _naive(
+    x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool, precision: Precision
+) -> Tensor:
     axes = tuple(range(2, x.dim()))
     with without_autocast(x):
         wide, weight = _wide(x, weight)
@@ -106,7 +127,7 @@ def _naive(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, .
         kept = kept_modes(x.shape[2:], weight.shape[-1 - len(axes) : -1], modes)
         for axis, count in zip(axes[:-1], kept, strict=False):
             spectrum = spectrum.narrow(axis, spectrum.shape[axis] // 2 - count // 2, count)
-        mixed = _mix(spectrum[..., : kept[-1]], _cut(weight, kept, align))
+        mixed = _mix(spectrum[..., : kept[-1]], _cut(weight, kept, align), precision)
         whole = mixed.new_zeros(*mixed.shape[:2], *size[:-1], size[-1] // 2 + 1)
         place, part = [slice(None)] * 2, [slice(None)] * 2
         for length, count in zip(size[:-1], kept, strict=False):
@@ -122,7 +143,9 @@ def _naive(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, .
 
 
 @_backends.register("fft")
-def _fft(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool) -> Tensor:
+def _fft(
+    x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...] | None, align: bool, precision: Precision
+) -> Tensor:
     axes = range(2, x.dim() - 1)
     with without_autocast(x):
         wide, weight = _wide(x, weight)
@@ -130,11 +153,13 @@ def _fft(x: Tensor, weight: Tensor, size: tuple[int, ...], modes: tuple[int, ...
         spectrum = torch.fft.rfft(wide, norm="forward")[..., : kept[-1]]
         for axis, count in zip(axes, kept, strict=False):
             spectrum = _low(torch.fft.fft(spectrum, dim=axis, norm="forward"), axis, count)
-        mixed = _mix(spectrum, _cut(weight, kept, align))
+        mixed = _mix(spectrum, _cut(weight, kept, align), precision)
         mixed = mixed[..., : size[-1] // 2 + 1]
         for axis, length in zip(axes, size, strict=False):
             mixed = torch.fft.ifft(_spread(mixed, axis, length), dim=axis, norm="forward")
-        return torch.fft.irfft(_real_ends(mixed, size[-1]), n=size[-1], norm="forward").to(x.dtype)
+        if mixed.device.type != "cpu":  # whose transform does not read them
+            mixed = _real_ends(mixed, size[-1])
+        return torch.fft.irfft(mixed, n=size[-1], norm="forward").to(x.dtype)
 
 
 def _low(spectrum: Tensor, axis: int, count: int) -> Tensor:
@@ -156,8 +181,6 @@ def _spread(mixed: Tensor, axis: int, length: int) -> Tensor:
 
 def _real_ends(lines: Tensor, length: int) -> Tensor:
     """The same half spectrum of a real field, without what its mean and highest frequency cannot have."""
-    if lines.device.type == "cpu":  # its transform does not read them
-        return lines
     real = torch.zeros(lines.shape[-1], dtype=torch.bool, device=lines.device)
     real[0] = True
     if length % 2 == 0 and lines.shape[-1] == length // 2 + 1:

@@ -66,7 +66,7 @@ def _interpolated(layer: Any, grid: tuple[int, ...], interpolation: Interpolatio
     """A convolution, transposed convolution, pooling or padding that follows the grid, with the weights that it has."""
     options: dict[str, Any] = {"base_resolution": grid, "interpolation": interpolation}
     if type(layer) in _INTERPOLATED:
-        return _INTERPOLATED[type(layer)].from_conv(layer, keep_ratio=True, **options)  # type: ignore[no-any-return]
+        return _INTERPOLATED[type(layer)].from_conv(layer, keep_ratio=True, **options)
     if type(layer) is nn.ConvTranspose2d:
         return KernelInterpolatedConvTranspose2d.from_conv(layer, **options)
     if type(layer) in POOLS:
@@ -164,7 +164,7 @@ def _difference(layer: Any, grid: tuple[int, ...]) -> nn.Module:
     """Finite differences by the kernel that the convolution has, over the distance of the points."""
     if type(layer) not in _DIFFERENCES:
         raise Unsupported(f"it must be a convolution, got {type(layer).__name__}")
-    return _DIFFERENCES[type(layer)].from_conv(layer, base_resolution=grid[-1])  # type: ignore[no-any-return]
+    return _DIFFERENCES[type(layer)].from_conv(layer, base_resolution=grid[-1])
 
 
 def _plain(layer: Any) -> None:

@@ -22,7 +22,7 @@ from convatlas.nn.conv.spectral_conv import SpectralConv
 from convatlas.nn.graph_integral import IntegralTransform
 from convatlas.ops.fourier_resize import fourier_resize
 from convatlas.ops.neighbours import Neighbours
-from golden.cases import Case
+from golden.cases import Case, renamed
 
 _DIFFERENCES = {1: FiniteDifferenceConv1d, 2: FiniteDifferenceConv2d, 3: FiniteDifferenceConv3d}
 _TRUE = {"circular": "periodic", "periodic": "periodic"}
@@ -57,11 +57,20 @@ def _results(case: Case, layer: nn.Module, y: Tensor, **others: Tensor) -> dict[
     """The output and, where there is a cotangent, the gradients, complex where the reference has complex weights."""
     results = {"y": y, **others}
     if "cotangent" in case.inputs:
-        for name, gradient in case.gradients(layer, y, {"grad_input": case.inputs["x"]}).items():
-            complex_weight = case.weights.get(name.removeprefix("grad_weight_"), gradient).is_complex()
-            if complex_weight and isinstance(layer, SpectralConv):
-                gradient = torch.view_as_complex(layer.as_spectrum(gradient).contiguous())
+        inputs = {"grad_input": case.inputs["x"]} if "x" in case.inputs else {}
+        for name, gradient in case.gradients(layer, y, inputs).items():
+            key = name.removeprefix("grad_weight_")
+            if key in case.weights and case.weights[key].is_complex():
+                place, _, part = renamed(layer, key).rpartition(".")
+                owner = layer.get_submodule(place)
+                parts = (
+                    owner.as_spectrum(gradient) if isinstance(owner, SpectralConv) and part == "weight" else gradient
+                )
+                gradient = torch.view_as_complex(parts.contiguous())
             results[name] = gradient
+        for name in case.outputs:  # a kernel with two names has one gradient
+            if name not in results and name.endswith(".conv.weight"):
+                results[name] = results[name.replace(".conv.weight", ".weight")]
     return {name: results[name] for name in case.outputs}
 
 

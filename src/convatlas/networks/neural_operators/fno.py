@@ -25,6 +25,7 @@ from convatlas.nn.conv.finite_difference import (
 )
 from convatlas.nn.conv.spectral_conv import Factorization, SpectralConv, real_parts
 from convatlas.nn.fields import ChannelMLP, PointwiseConv, SoftGating, with_coordinates
+from convatlas.ops.spectral_conv import Precision
 from convatlas.weights import Layout
 
 __all__ = ["FNO", "VARIANTS", "FNOConfig", "LocalNO", "LocalNOConfig"]
@@ -56,6 +57,7 @@ class FNOConfig(FieldNetworkConfig):
         separable: convolve each channel on its own.
         factorization, rank: of the spectral weights; see `SpectralConv`.
         align: see `SpectralConv`.
+        precision: of the spectral products, ``full``, ``mixed`` or ``half``; see `SpectralConv`.
 
     Raises:
         ValueError: a value is out of range.
@@ -78,6 +80,7 @@ class FNOConfig(FieldNetworkConfig):
     factorization: Factorization | None = None
     rank: float | tuple[int, ...] = 0.5
     align: bool = False
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,8 @@ class FNOConfig(FieldNetworkConfig):
         for name in ("skip", "mlp_skip"):
             if getattr(self, name) not in _SKIPS:
                 raise unknown(name, str(getattr(self, name)), _SKIPS)
+        if self.precision not in ("full", "mixed", "half"):
+            raise unknown("precision", str(self.precision), ("full", "mixed", "half"))
         if self.stabilizer not in (None, "tanh"):
             raise unknown("stabilizer", str(self.stabilizer), ("tanh",))
 
@@ -151,6 +156,7 @@ class _Blocks(nn.Module):
                     factorization=config.factorization,
                     rank=config.rank,
                     align=config.align,
+                    precision=config.precision,
                 )
                 for _ in range(config.depth)
             ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.errors import unknown
-from convatlas.ops.spectral_conv import spectral_conv
+from convatlas.ops.spectral_conv import Precision, spectral_conv
 from convatlas.weights import Layout
 
 __all__ = ["Factorization", "FactorizedSpectrum", "SpectralConv", "real_parts"]
@@ -58,7 +58,7 @@ class SpectralConv(nn.Module):
         rank: of the factorisation: its parameters as a share of those of R, or the ranks themselves.
         max_modes: frequencies that are stored, at least ``n_modes``, which may then be raised during training.
         resolution_scaling: points of the result for each point of the input, on each axis or on all.
-        align: see `convatlas.ops.spectral_conv.spectral_conv`.
+        align, precision: see `convatlas.ops.spectral_conv.spectral_conv`.
         device, dtype: of the parameters.
 
     Raises:
@@ -92,6 +92,7 @@ class SpectralConv(nn.Module):
         max_modes: Sequence[int] | None = None,
         resolution_scaling: float | Sequence[float] | None = None,
         align: bool = False,
+        precision: Precision = "full",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -110,6 +111,7 @@ class SpectralConv(nn.Module):
         if separable and factorization:
             raise ValueError(f"a separable layer has no factorisation, got {factorization}")
         self.in_channels, self.out_channels, self.separable, self.align = in_channels, out_channels, separable, align
+        self.precision: Precision = precision
         self.n_modes, self.max_modes = tuple(n_modes), most
         self.resolution_scaling = _each(resolution_scaling, len(most))
         stored = (*most[:-1], most[-1] // 2 + 1)
@@ -158,7 +160,7 @@ class SpectralConv(nn.Module):
             output_size = [round(n * factor) for n, factor in zip(grid, self.resolution_scaling, strict=True)]
         modes = (*self.n_modes[:-1], self.n_modes[-1] // 2 + 1)
         weight = self.factorized() if hasattr(self, "factorized") else self.as_spectrum(self.weight)
-        y = spectral_conv(x, weight, output_size, modes, self.align)
+        y = spectral_conv(x, weight, output_size, modes, self.align, self.precision)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
