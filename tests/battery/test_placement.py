@@ -44,6 +44,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     ((*_ALGEBRAS, "fdconv"), ("field_vit",), "its only convolution of several taps reads one channel"),
     (("quaternion",), ("dncnn", "vgg16_bn_small"), "four does not divide the channels of so small a network"),
     (_ALGEBRAS, ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
+    (_ALGEBRAS, ("ffdnn",), "its convolutions read three vegetation indices"),
     (
         ("fdconv",),
         ("convfirst_tiny", "eca_mobilenet_v2", "face_mobilenet_v2_x1_0", "mobilenet_v1_ulsam"),

@@ -314,6 +314,8 @@ class _LocalBlocks(_Blocks):
                     groups=1 if config.mix_derivatives else dim,
                     bias=False,
                     padding_mode=_PADDINGS[config.diff_padding],
+                    # The authors take the first axis of the training's grid and the last of this one.
+                    base_resolution=config.grid[0],
                 )
                 for _ in self.places["diff_layers"]
             ]
@@ -338,9 +340,7 @@ class _LocalBlocks(_Blocks):
         """Spectral convolution, finite differences and local integrals, where the block has them."""
         y = super().conv(x, index)
         if index in self.places["diff_layers"]:
-            # The authors take the first axis of the training's grid and the last of this one.
-            width = self.config.grid[0] / x.shape[-1]
-            y = y + self.differential[self.places["diff_layers"].index(index)](x, width)
+            y = y + self.differential[self.places["diff_layers"].index(index)](x)
         if index in self.places["disco_layers"]:
             y = y + self.local_convs[self.places["disco_layers"].index(index)](x)
         return y

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from convatlas.networks.base import Backbone, BackboneConfig, Feature
@@ -77,6 +78,10 @@ class Stage(nn.Module):
 
     def embed(self, x: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The coarser map, changed."""
+        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if x.dim() == 5 and x.device.type == "cpu" and half:
+            # Torch's gradient of the weight reads memory that nothing has set where volumes lie with channels last.
+            x = x.contiguous()
         x = self.patch_embed(x)
         return self.drop(x if change is None else change(x))
 
