@@ -16,9 +16,11 @@ def clip(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
     return (torch.randn(batch, model.in_channels, 3, 39, 33),)
 
 
+_VOLUMES = {"half_precision": "torch's bfloat16 gradient of a 3-D convolution of few positions is not always finite"}
+
 NETWORKS = [
     Network("uniformer_small", {**_TINY, "stage3": "window", "window_size": 2}),
     Network("uniformer_small_plus_tl", {**_TINY, "layer_scale_init": 0.5, "local_layer_scale": True}),
     Network("uniformer_xxs", {**_TINY, **_PRUNED}, image(64, 96), exempt=_HALF),
-    Network("uniformer3d_small_split", {**_TINY, "overlapping_time": True}, clip),
+    Network("uniformer3d_small_split", {**_TINY, "overlapping_time": True}, clip, exempt=_VOLUMES),
 ]
