@@ -1,13 +1,16 @@
-"""Writes the pages of the systems from their cards and docstrings before the documentation is built."""
+"""Writes the pages of the systems before the documentation is built: from cards, docstrings and what was measured."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from convatlas.catalog import Card, cards
 
 HERE = Path(__file__).parent
+#: What ``convatlas reproduce SYSTEM`` and ``convatlas bench NAME`` found.
+VERDICTS, RATIOS = HERE / "verdicts", HERE.parent / "benchmarks" / "results"
 
 
 def on_pre_build(config: Any) -> None:
@@ -53,8 +56,26 @@ def _page(card: Card) -> str:
             "",
         ]
     lines += ["## Test its claim", "", "```bash", f"convatlas reproduce {card.slug}"]
-    lines += [*(f"convatlas bench {name}" for name in card.benchmarks), "```", "", "## Reference", ""]
+    lines += [*(f"convatlas bench {name}" for name in card.benchmarks), "```", ""]
+    lines += _measured(VERDICTS / f"{card.slug}.json")
+    for name in card.benchmarks:
+        lines += _measured(RATIOS / f"{name}.json")
+    lines += ["## Reference", ""]
     for module, names in card.public().items():
         for name in names:
             lines += [f"::: {module}.{name}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
+
+
+def _measured(path: Path) -> list[str]:
+    """A table of the claims of a report, held against their bounds; nothing where there is none."""
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    where = report["provenance"]
+    lines = [f"**{report['title']}**, measured on {where['date'][:10]} ({where['device']}, torch {where['torch']})", ""]
+    lines += ["| claim | measured | bound | verdict |", "|---|---|---|---|"]
+    for claim in report["claims"]:
+        cells = (claim[key].replace("|", "\\|") for key in ("statement", "measured", "threshold", "verdict"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
