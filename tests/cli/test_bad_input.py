@@ -77,7 +77,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, pictures: Path, finished: P
 
 
 WRONG_WORDS = [
-    ("", "name a task first: convatlas train denoising"),
+    ("", "name a task first: convatlas train "),
     ("recognition --epoch 3", "unknown setting 'epoch': did you mean epochs"),
     ("recognition --augment.hflp 0.5", "unknown setting 'augment.hflp': did you mean augment.hflip"),
     ("recognition --epochs ten", "epochs must be an integer, got ten"),
@@ -114,7 +114,7 @@ def test_wrong_words_of_train(run: Run, places: dict[str, str], words: str, told
 
 
 WRONG_VALUES = [
-    ("recogniton", "unknown task 'recogniton': did you mean recognition?"),
+    ("recogniton", "unknown task 'recogniton': did you mean recognition"),
     ("recognition --model resnet19", "unknown model 'resnet19': did you mean resnet18"),
     ('recognition --options {{"depth":[1]}}', "unknown option of InceptionNeXtConfig 'depth': did you mean depths"),
     ("recognition --recipe nothing", "unknown recipe of recognition 'nothing'"),
