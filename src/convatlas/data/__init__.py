@@ -5,6 +5,7 @@ image_files     the image files behind it: found, checked, decoded
 arrays          the array formats behind it, validated
 pictures        single pictures with depth, transparency and colour profile
 png16           PNG files of 16 bits
+audio           audio files, whole or in blocks, resampled
 image_pairs     images to be enlarged, with their low resolution where it is given
 video           clips: frames one after the other, and writing with the sound kept
 transforms      the evaluation preprocessing and the training augmentation of one image

@@ -141,6 +141,8 @@ def _refuses_fft(x: Tensor, taper: Tensor, hop: int, bins: Tensor | None = None)
 @_backends.register("fft", refuses=_refuses_fft)
 def _fft(x: Tensor, taper: Tensor, hop: int, bins: Tensor | None) -> Tensor:
     size = len(taper)
+    if len(x) == 0:  # MKL has no transform of nothing
+        return _naive(x, taper, hop, bins)
     pieces = [torch.fft.rfft(frames(piece, size, hop) * taper) for piece in frame_pieces(x, size, hop)]
     spectrum = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
     return torch.view_as_real(spectrum.transpose(1, 2))

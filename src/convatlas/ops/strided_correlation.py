@@ -100,6 +100,11 @@ def strided_correlation(
 @_backends.register("naive")
 def _naive(x: Tensor, kernels: Tensor, hop: int, parts: Sequence[Band] | None) -> Tensor:
     count = 1 + (x.shape[1] - kernels.shape[1]) // hop
+    if parts is not None:
+        inside = torch.zeros_like(kernels, dtype=torch.bool)
+        for first_row, last_row, start, stop in parts:
+            inside[first_row:last_row, start:stop] = True
+        kernels = torch.where(inside, kernels, 0)
     y = x.new_zeros(x.shape[0], kernels.shape[0], count)
     for tap, weights in enumerate(kernels.unbind(1)):
         y = y + weights[:, None] * x[:, None, tap : tap + (count - 1) * hop + 1 : hop]

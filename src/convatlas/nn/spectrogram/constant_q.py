@@ -171,6 +171,11 @@ class CQT1992v2(_ConstantQ):
         _find_bands(self, None)
         self.register_load_state_dict_post_hook(_find_bands)
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return self.cqt_kernels_real.shape[-1] // 2 if self.center else None
+
     def transform(self, x: Tensor) -> Tensor:
         """Real and imaginary parts (B, n_bins, T, 2) of signals (B, L), without normalisation."""
         width = self.cqt_kernels_real.shape[-1]
@@ -230,6 +235,11 @@ class CQT1992(_ConstantQ):
         )
         self.keep("lengths", bins.lengths(sr).to(device, dtype or torch.get_default_dtype()))
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return self.wcos.shape[-1] // 2 if self.center else None
+
     def transform(self, x: Tensor) -> Tensor:
         """Real and imaginary parts (B, n_bins, T, 2) of signals (B, L), without normalisation."""
         width = self.wcos.shape[-1]
@@ -287,6 +297,23 @@ class _MultiRate(_ConstantQ):
         root: float = self.downsample_factor**0.5
         return (root if normalization_type == "librosa" else 1.0) * (root if self.basis_norm == 2 else 1.0)
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on."""
+        widths = [value.shape[-1] for name, value in self.state_dict().items() if "cqt_kernels" in name or name == "wcos"]
+        # All the low-pass filters together reach as far as twice the last one.
+        return self._lowest_rate * (max(widths) + 2 * self.lowpass_filter.shape[-1])
+
+    @property
+    def grid(self) -> int:
+        """A signal may be cut at multiples of so many samples without a change of the frames far from the cut."""
+        return self._lowest_rate
+
+    @property
+    def _lowest_rate(self) -> int:
+        """Samples of the signal for one sample of the lowest octave."""
+        return self.downsample_factor << (self.bins.octaves - 1)
+
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
         """Real and imaginary parts of octave ``number``, 0 is the highest, of a signal at its rate."""
         raise NotImplementedError
@@ -313,7 +340,7 @@ class _MultiRate(_ConstantQ):
         least = min(counts)
         if max(counts) == least:
             return octaves
-        factor = self.downsample_factor << (self.bins.octaves - 1)
+        factor = self._lowest_rate
         if self.hop_length % factor:
             warnings.warn(
                 f"hop_length {self.hop_length} is no multiple of {factor}, so octaves have {least} to {max(counts)} "

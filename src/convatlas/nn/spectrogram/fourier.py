@@ -113,6 +113,11 @@ class STFT(SpectrogramLayer):
         self.exact = self._whole
         self.register_load_state_dict_post_hook(_compare_kernels)
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return self.n_fft // 2 if self.center else None
+
     def padded(self, x: Tensor) -> Tensor:
         """Signals as (B, L), padded if frames are to be centred."""
         x = signals(x)

@@ -70,6 +70,16 @@ class MelSpectrogram(SpectrogramLayer):
         basis = mel_filter_bank(sr, n_fft, n_mels, fmin, fmax, htk=htk, norm=norm)
         self.keep("mel_basis", basis.to(device, self.stft.window_mask.dtype), trainable_mel)
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return self.stft.reach
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return self.stft.hop_length
+
     def forward(self, x: Tensor) -> Tensor:
         """Mel spectrogram of signals."""
         return _banded(self.stft, x, self.mel_basis, self.power)
@@ -183,6 +193,16 @@ class Gammatonegram(SpectrogramLayer):
         self.stft = _magnitudes(n_fft, win_length, hop_length, {**options, "dtype": dtype, "device": device, **stft})
         basis = gammatone_filter_bank(sr, n_fft, n_bins, fmin, fmax)
         self.keep("gammatone_basis", basis.to(device, self.stft.window_mask.dtype), trainable_bins)
+
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return self.stft.reach
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return self.stft.hop_length
 
     def forward(self, x: Tensor) -> Tensor:
         """Gammatonegram of signals."""

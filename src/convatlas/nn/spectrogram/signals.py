@@ -44,6 +44,16 @@ class SpectrogramLayer(nn.Module):
         if verbose:
             logging.getLogger("convatlas").info("creating the kernels of %s", type(self).__name__)
 
+    @property
+    def reach(self) -> int | None:
+        """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
+        return None
+
+    @property
+    def grid(self) -> int:
+        """A signal may be cut at multiples of so many samples without a change of the frames far from the cut."""
+        return 1
+
     def keep(self, name: str, kernels: Tensor, trained: bool = False) -> None:
         """Register a tensor as a parameter if it is trained, else as a buffer."""
         if trained:
