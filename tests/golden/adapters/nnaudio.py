@@ -139,10 +139,12 @@ def _constant_q(case: Case) -> dict[str, Tensor]:
         if kind in ("CQT2010", "CQT2010v2", "VQT"):
             early = {} if early_given is None else {"earlydownsample": early_given}
             more = {"legacy_downsample": True, **early, **more}
-            dropped = {"norm", "center"}
+            if kind == "CQT2010":
+                more["legacy_spectra"] = True
+            dropped = {"norm", "center", "window"}  # the reference takes a Hann window, whatever it is told
         else:
             dropped = {"basis_norm"}
-            more = more | ({"legacy_phase": True} if kind == "CQT1992" else {})
+            more = more | ({"legacy_spectra": True} if kind == "CQT1992" else {})
             if "basis_norm" in options:
                 more["norm"] = options["basis_norm"]
         layer = _built(kind, {k: v for k, v in options.items() if k not in dropped} | more, case)

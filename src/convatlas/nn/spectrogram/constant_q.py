@@ -38,7 +38,6 @@ class _ConstantQ(SpectrogramLayer):
 
     lengths: Tensor
     trained = False
-    legacy_phase = False
 
     def __init__(self, bins: Bins, sr: float, hop_length: int, pad_mode: str, output_format: str, verbose: bool) -> None:
         super().__init__(verbose)
@@ -62,6 +61,10 @@ class _ConstantQ(SpectrogramLayer):
     def gain(self, normalization_type: str) -> float:
         """A factor of the normalisation that is common to all bins."""
         return 1.0
+
+    def conjugated(self, output_format: str) -> bool:
+        """Whether the imaginary part of an output has the opposite sign."""
+        return False
 
     def forward(
         self,
@@ -91,7 +94,7 @@ class _ConstantQ(SpectrogramLayer):
                 spectrum = spectrum * self.lengths.to(spectrum.dtype).sqrt()[:, None, None]
             elif normalization_type == "wrap":
                 spectrum = spectrum * 2
-            if form == "Phase" and self.legacy_phase:
+            if self.conjugated(form):
                 spectrum = spectrum * spectrum.new_tensor([1.0, -1.0])
             return formatted(spectrum, form, self.trained, as_vector=True)
 
@@ -197,7 +200,8 @@ class CQT1992(_ConstantQ):
     Args:
         trainable_STFT: train the kernels of the STFT.
         trainable_CQT: train the spectra.
-        legacy_phase: nnAudio's sign of the imaginary part in phases, opposite to that of its complex output.
+        legacy_spectra: nnAudio's numbers: phases have the sign opposite to that of complex output, and
+            ``convolutional`` is larger by W.
         sr, hop_length, fmin, fmax, n_bins, bins_per_octave, filter_scale, output_format, norm, window, center,
             pad_mode, verbose, dtype, device: as `CQT1992v2` takes them.
 
@@ -223,13 +227,13 @@ class CQT1992(_ConstantQ):
         pad_mode: PadMode = "reflect",
         verbose: bool = False,
         *,
-        legacy_phase: bool = False,
+        legacy_spectra: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         bins = _bins(fmin, fmax, n_bins, bins_per_octave, filter_scale)
         super().__init__(bins, sr, hop_length, pad_mode, output_format, verbose)
-        self.center, self.trained, self.legacy_phase = center, trainable_STFT or trainable_CQT, legacy_phase
+        self.center, self.trained, self.legacy_spectra = center, trainable_STFT or trainable_CQT, legacy_spectra
         _keep_spectra(
             self, time_kernels(bins, sr, kind=window, norm=norm), trainable_STFT, trainable_CQT, dtype, device
         )
@@ -239,6 +243,14 @@ class CQT1992(_ConstantQ):
     def reach(self) -> int | None:
         """Samples before and after the middle of a frame that it depends on; None where frames are not centred."""
         return self.wcos.shape[-1] // 2 if self.center else None
+
+    def gain(self, normalization_type: str) -> float:
+        """A factor of the normalisation that is common to all bins."""
+        return float(self.wcos.shape[-1]) if self.legacy_spectra and normalization_type == "convolutional" else 1.0
+
+    def conjugated(self, output_format: str) -> bool:
+        """Whether the imaginary part of an output has the opposite sign."""
+        return self.legacy_spectra and output_format == "Phase"
 
     def transform(self, x: Tensor) -> Tensor:
         """Real and imaginary parts (B, n_bins, T, 2) of signals (B, L), without normalisation."""
@@ -366,6 +378,8 @@ class CQT2010(_MultiRate):
         rounded_hop: put each frame of each octave at the sample nearest to its time, for any hop_length; otherwise the
             hop is halved and rounded down from octave to octave.
         legacy_downsample: nnAudio's scale after an early decimation by f, smaller by sqrt(f).
+        legacy_spectra: nnAudio's numbers: imaginary parts have the opposite sign, and ``convolutional`` is larger by the
+            samples of a kernel.
         sr, hop_length, fmin, fmax, n_bins, bins_per_octave, window, pad_mode, filter_scale, output_format, verbose,
             dtype, device: as `CQT1992v2` takes them.
 
@@ -395,6 +409,7 @@ class CQT2010(_MultiRate):
         *,
         rounded_hop: bool = False,
         legacy_downsample: bool = False,
+        legacy_spectra: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -408,9 +423,18 @@ class CQT2010(_MultiRate):
             dtype=dtype,
             device=device,
         )
-        self.trained = trainable_STFT or trainable_CQT
+        self.trained, self.legacy_spectra = trainable_STFT or trainable_CQT, legacy_spectra
         kernels = time_kernels(self.bins.highest_octave, self.early_sr, kind=window, norm=basis_norm)
         _keep_spectra(self, kernels, trainable_STFT, trainable_CQT, dtype, device)
+
+    def gain(self, normalization_type: str) -> float:
+        """Makes up for filters that are shorter at the reduced sample rate."""
+        wider = self.legacy_spectra and normalization_type == "convolutional"
+        return super().gain(normalization_type) * (self.wcos.shape[-1] if wider else 1)
+
+    def conjugated(self, output_format: str) -> bool:
+        """Whether the imaginary part of an output has the opposite sign."""
+        return self.legacy_spectra
 
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
         """Real and imaginary parts of octave ``number``, 0 is the highest, of a signal at its rate."""

@@ -168,8 +168,9 @@ class Gammatonegram(SpectrogramLayer):
 
     def __init__(
         self,
-        sr: float = 44100,
+        sr: float = 22050,
         n_fft: int = 2048,
+        win_length: int | None = None,
         n_bins: int = 64,
         hop_length: int = 512,
         window: Window = "hann",
@@ -182,7 +183,6 @@ class Gammatonegram(SpectrogramLayer):
         trainable_STFT: bool = False,
         verbose: bool = False,
         *,
-        win_length: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **stft: Any,

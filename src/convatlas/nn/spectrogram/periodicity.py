@@ -52,7 +52,7 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
     _ends_kept = False
     freq2logfreq_matrix: Tensor
     quef2logfreq_matrix: Tensor
-    window: Tensor
+    h: Tensor
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
         # Symmetric: a periodic one of one sample less, and the first sample again.
         shape = window("blackmanharris", window_size - 1) if window_size > 1 else torch.ones(1, dtype=torch.float64)
         shape = torch.cat([shape, shape[:1]]) if window_size > 1 else shape
-        self.register_buffer("window", zero_padded(shape / shape.norm(), self.n_fft).to(**kept), persistent=False)
-        self.register_buffer("freq2logfreq_matrix", frequency.to(**kept), persistent=False)
-        self.register_buffer("quef2logfreq_matrix", quefrency.to(**kept), persistent=False)
+        self.register_buffer("h", shape.to(**kept))
+        self.register_buffer("freq2logfreq_matrix", frequency.to(**kept))
+        self.register_buffer("quef2logfreq_matrix", quefrency.to(**kept))
 
     def forward(self, x: Tensor) -> Periodicity:
         """The product and its parts, of signals."""
@@ -98,7 +98,8 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
         return Periodicity(*(torch.cat(parts, dim=2)[:, :, kept] for parts in zip(*pieces, strict=True)))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        real, imag = stft(x, self.window.to(x.dtype), self.hop_length).unbind(-1)
+        taper = zero_padded(self.h / self.h.norm(), self.n_fft)
+        real, imag = stft(x, taper.to(x.dtype), self.hop_length).unbind(-1)
         half = torch.hypot(real, imag)
         # Both sides: the bins above half are those below in reverse.
         whole = torch.cat([half, half[:, 1 : self.n_fft - half.shape[1] + 1].flip(1)], dim=1)
