@@ -25,6 +25,7 @@ from convatlas.bench import (
     hypercomplex,
     inception,
     networks,
+    nnaudio,
     pixel_shuffle,
     ratio,
     scattering,
@@ -81,6 +82,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))
     monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
     monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
+    monkeypatch.setattr(nnaudio, "CLIPS", (1, 0.5, 8000))
+    small = {"hop_length": 64, "n_bins": 24, "fmin": 110}
+    layers = {
+        "STFT": {"n_fft": 128, "hop_length": 32, "output_format": "Magnitude"},
+        "MelSpectrogram": {"n_fft": 256, "hop_length": 64, "n_mels": 16},
+        **{name: small for name in ("CQT1992v2", "CQT2010v2", "VQT")},
+    }
+    monkeypatch.setattr(nnaudio, "LAYERS", layers)
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
     monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
     monkeypatch.setattr(networks, "MODELS", ("inceptionnext_atto",))

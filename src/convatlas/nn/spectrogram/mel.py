@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convatlas.nn.spectrogram.fourier import STFT
 from convatlas.nn.spectrogram.signals import SpectrogramLayer, magnitude
 from convatlas.ops.filter_banks import decibels, discrete_cosine_basis, gammatone_filter_bank, mel_filter_bank
 from convatlas.ops.framing import PadMode, Window, frame_pieces
 from convatlas.ops.precision import without_autocast
+from convatlas.ops.strided_correlation import Band
 
 __all__ = ["MFCC", "Gammatonegram", "MelSpectrogram"]
+
+#: Groups of neighbouring Mel bands that are computed from the bins of their filters only.
+_GROUPS = 4
 
 
 class MelSpectrogram(SpectrogramLayer):
@@ -69,6 +73,9 @@ class MelSpectrogram(SpectrogramLayer):
         self.stft = _magnitudes(n_fft, win_length, hop_length, {**options, "dtype": dtype, "device": device, **stft})
         basis = mel_filter_bank(sr, n_fft, n_mels, fmin, fmax, htk=htk, norm=norm)
         self.keep("mel_basis", basis.to(device, self.stft.window_mask.dtype), trainable_mel)
+        self.parts: tuple[Band, ...] | None = None
+        _find_parts(self, None)
+        self.register_load_state_dict_post_hook(_find_parts)
 
     @property
     def reach(self) -> int | None:
@@ -82,7 +89,7 @@ class MelSpectrogram(SpectrogramLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mel spectrogram of signals."""
-        return _banded(self.stft, x, self.mel_basis, self.power)
+        return _banded(self.stft, x, self.mel_basis, self.power, self.parts)
 
 
 class MFCC(SpectrogramLayer):
@@ -209,6 +216,20 @@ class Gammatonegram(SpectrogramLayer):
         return _banded(self.stft, x, self.gammatone_basis, self.power)
 
 
+def _find_parts(layer: nn.Module, _: object) -> None:
+    """Where groups of bands have no filter, from the values; trained ones may be zero nowhere soon."""
+    if not isinstance(layer, MelSpectrogram):
+        return
+    basis = layer.mel_basis
+    rows = -(-len(basis) // _GROUPS)
+    found = []
+    for first in range(0, len(basis), rows):
+        last = min(first + rows, len(basis))
+        places = basis[first:last].detach().ne(0).any(0).nonzero().flatten().tolist() or [0]
+        found.append(Band(first, last, places[0], places[-1] + 1))
+    layer.parts = None if isinstance(basis, nn.Parameter) else tuple(found)
+
+
 def _checked_power(power: float) -> float:
     if not power > 0:
         raise ValueError(f"power must be positive, got {power}")
@@ -219,7 +240,7 @@ def _magnitudes(n_fft: int, win_length: int | None, hop_length: int, options: Ma
     return STFT(n_fft, win_length, hop_length=hop_length, output_format="Magnitude", **options)
 
 
-def _banded(stft: STFT, x: Tensor, basis: Tensor, power: float) -> Tensor:
+def _banded(stft: STFT, x: Tensor, basis: Tensor, power: float, parts: tuple[Band, ...] | None = None) -> Tensor:
     """basis @ magnitudes^power, for as many frames at once as the cache holds."""
     bands = []
     with without_autocast(x):
@@ -229,8 +250,14 @@ def _banded(stft: STFT, x: Tensor, basis: Tensor, power: float) -> Tensor:
         for piece in frame_pieces(padded, stft.n_fft, stft.hop_length):
             spectrum = stft.spectrum(piece).transpose(1, 2)
             if power == 2 and not stft.trainable:
-                values = spectrum.square().sum(-1)
+                real, imag = spectrum.unbind(-1)
+                values = torch.addcmul(real * real, imag, imag)
             else:
                 values = magnitude(spectrum, stft.trainable) ** power
-            bands.append(values @ basis.to(values.dtype).T)
+            filters = basis.to(values.dtype).T
+            if parts is None:
+                bands.append(values @ filters)
+            else:
+                several = [values[..., start:stop] @ filters[start:stop, a:b] for a, b, start, stop in parts]
+                bands.append(torch.cat(several, dim=2))
     return (bands[0] if len(bands) == 1 else torch.cat(bands, dim=1)).transpose(1, 2)
