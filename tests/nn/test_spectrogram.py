@@ -170,16 +170,15 @@ def test_export(name: str):
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 @pytest.mark.parametrize(
-    ("n_fft", "win_length", "hop", "kind"), [(64, 50, 16, "hann"), (63, 63, 17, "blackman"), (2048, 2048, 512, "hamming")]
+    ("n_fft", "win_length", "hop", "kind"),
+    [(64, 50, 16, "hann"), (63, 63, 17, "blackman"), (2048, 2048, 512, "hamming")],
 )
 def test_stft_is_that_of_torch(n_fft: int, win_length: int, hop: int, kind: str, pad_mode: str, center: bool):
     x = torch.randn(2, 3 * n_fft, dtype=torch.float64)
     options = {"center": center, "pad_mode": pad_mode, "window": kind, "dtype": torch.float64}
     layer = STFT(n_fft, win_length, hop_length=hop, **options)
     window = layer.window_mask.flatten()
-    theirs = torch.stft(
-        x, n_fft, hop, window=window, center=center, pad_mode=pad_mode, return_complex=True
-    )
+    theirs = torch.stft(x, n_fft, hop, window=window, center=center, pad_mode=pad_mode, return_complex=True)
     for backend in ("fft", "conv"):
         ours = STFT(n_fft, win_length, hop_length=hop, backend=backend, **options)(x)
         assert relative(ours, torch.view_as_real(theirs)) < 1e-10
@@ -253,12 +252,13 @@ def test_all_forms_agree_inside():
     x = torch.randn(2, 8000, dtype=torch.float64)
     whole = CQT1992v2(**CQT_OPTIONS, dtype=torch.float64)(x)
     assert relative(CQT1992(**CQT_OPTIONS, dtype=torch.float64)(x), whole) < 1e-4
+    x = torch.randn(1, 40000, dtype=torch.float64)
     for kind in (CQT2010, CQT2010v2, VQT):
         for early in (False, True):
             options = {"sr": 16000, "hop_length": 256, "fmin": 110.0, "n_bins": 30, "dtype": torch.float64}
             layer = kind(**options, earlydownsample=early)
-            expected = CQT1992v2(**options)(x)[..., 10:-10]
-            assert relative(layer(x)[..., 10:-10], expected) < (0.02 if early else 4e-3)
+            expected = CQT1992v2(**options)(x)[..., 30:-30]
+            assert relative(layer(x)[..., 30:-30], expected) < (0.02 if early else 4e-3)
         assert layer.downsample_factor == 4
         legacy = kind(**options, legacy_downsample=True)(x, normalization_type="librosa")
         if kind is not VQT:  # whose kernels find other frequencies then
@@ -277,16 +277,20 @@ def test_the_signs_of_the_reference():
     torch.testing.assert_close(ours(x, "Complex") * torch.tensor([1.0, -1.0]), theirs(x, "Complex"))
 
 
-def test_normalised_kernels_keep_less_than_all_energy():
-    x = torch.randn(1, 6000, dtype=torch.float64)
-    layer = CQT1992v2(**{**CQT_OPTIONS, "hop_length": 1}, norm=2, dtype=torch.float64)
-    values = layer(x, normalization_type="convolutional")
-    # The overlapping filters of one octave together pass each frequency at most as often as they overlap.
-    assert float(values.square().sum(1).mean()) < 36 * float(x.square().mean())
+def test_a_filter_passes_no_more_energy_than_its_gain():
+    x = torch.randn(1, 3000, dtype=torch.float64)
+    options = {**CQT_OPTIONS, "hop_length": 1, "norm": 2, "pad_mode": "constant", "dtype": torch.float64}
+    layer = CQT1992v2(**options, output_format="Complex")
+    energy = layer(x, normalization_type="convolutional").square().sum((2, 3))[0]
+    kernels = torch.complex(layer.cqt_kernels_real, layer.cqt_kernels_imag).squeeze(1)
+    torch.testing.assert_close(kernels.abs().square().sum(1), torch.ones(36, dtype=torch.float64))
+    gain = torch.fft.fft(kernels, 16384).abs().square().amax(1)
+    assert bool((energy < gain * x.square().sum()).all())
+    assert bool((energy > 0).all())
 
 
 def test_hops_that_octaves_cannot_share():
-    x = torch.cat([sinusoid(262, 4000, 4000), sinusoid(1046, 4000, 4000)])
+    x = torch.randn(1, 8000, dtype=torch.float64)
     options = {**CQT_OPTIONS, "hop_length": 50, "dtype": torch.float64, "earlydownsample": False}
     with pytest.warns(UserWarning, match="hop_length 50 is no multiple of 4"):
         rough = CQT2010v2(**options)(x)
@@ -294,11 +298,12 @@ def test_hops_that_octaves_cannot_share():
     for kind in (CQT2010v2, CQT2010, VQT):
         placed = kind(**options, rounded_hop=True)(x)
         assert placed.shape == exact.shape
-        assert relative(placed[..., 20:-20], exact[..., 20:-20]) < 0.03
+        assert relative(placed[..., 20:-20], exact[..., 20:-20]) < 0.05
     assert relative(rough[..., 20:-20], exact[..., 20 : rough.shape[-1] - 20]) > 0.1
     with pytest.raises(ValueError, match="hop_length must be at least 4 for 3 octaves, got 3"):
         CQT2010v2(**{**CQT_OPTIONS, "hop_length": 3, "earlydownsample": False})
-    assert CQT2010v2(**{**CQT_OPTIONS, "hop_length": 3, "earlydownsample": False}, rounded_hop=True)(x[:300]).shape[-1] == 101
+    short = CQT2010v2(**{**CQT_OPTIONS, "hop_length": 3, "earlydownsample": False}, rounded_hop=True)
+    assert short(x[:, :1200]).shape[-1] == 401
 
 
 def test_short_signals_are_padded_by_zeros():
@@ -314,7 +319,9 @@ def test_fmax_decides_the_bins():
 
 
 def test_spectrograms_can_be_inverted():
-    x = torch.sin(torch.arange(3000, dtype=torch.float64) / 4 + torch.sin(torch.arange(3000, dtype=torch.float64) / 90))[None]
+    x = torch.sin(
+        torch.arange(3000, dtype=torch.float64) / 4 + torch.sin(torch.arange(3000, dtype=torch.float64) / 90)
+    )[None]
     layer = CQT1992v2(**CQT_OPTIONS, dtype=torch.float64, output_format="Complex")
     y = least_squares_inverse(layer, layer(x), 3000, n_iter=60)
     assert relative(layer(y), layer(x)) < 0.02
@@ -344,7 +351,7 @@ def test_a_harmonic_sound_has_its_fundamental():
         (lambda: STFT(32, 33), "win_length must be from 1 to n_fft = 32, got 33"),
         (lambda: STFT(32, hop_length=0), "hop_length must be at least 1, got 0"),
         (lambda: STFT(32, pad_mode="circular"), "pad_mode must be 'reflect' or 'constant', got 'circular'"),
-        (lambda: STFT(32, window="han"), "window must be one that scipy.signal.get_window knows, got 'han'"),
+        (lambda: STFT(32, window="hannn"), "window must be one that scipy.signal.get_window knows, got 'hannn'"),
         (lambda: STFT(32, freq_scale="bark"), "freq_scale must be 'no', 'linear', 'log' or 'log2', got 'bark'"),
         (lambda: STFT(32, output_format="Power"), "output_format must be"),
         (lambda: STFT(32, backend="gemm"), "backend must be 'auto', 'fft' or 'conv', got 'gemm'"),

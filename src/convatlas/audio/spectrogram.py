@@ -112,7 +112,9 @@ def spectrogram(
     return layer.cepstrum(whole) if isinstance(layer, MFCC) else whole
 
 
-def save_spectrogram(source: str | Path | Audio, path: str | Path, kind: str = "mel", **options: Any) -> tuple[int, ...]:
+def save_spectrogram(
+    source: str | Path | Audio, path: str | Path, kind: str = "mel", **options: Any
+) -> tuple[int, ...]:
     """Write a spectrogram to an .npy file (float32) or a .png picture and return its shape (channels, F, T).
 
     An .npy file is written block by block and never held in memory, except for cepstra.

@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", required=True, help="file to write: .npy (channels, F, T) or .png")
     parser.add_argument("--rate", type=int, help="sample rate in Hz to resample to; by default that of the file")
     parser.add_argument("--channels", action="store_true", help="keep the channels apart instead of their mean")
-    parser.add_argument("--options", default="{}", help='JSON, of the layer, e.g. \'{"hop_length": 256}\'')
+    parser.add_argument("--options", default="{}", help="JSON, of the layer, e.g. '{\"hop_length\": 256}'")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     arguments = parser.parse_args(argv)
     if not arguments.out.endswith((".npy", ".png")):

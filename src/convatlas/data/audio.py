@@ -25,7 +25,9 @@ __all__ = ["AUDIO_SUFFIXES", "Audio", "find_audio", "is_audio_name", "read_audio
 #: (channels, samples) float32.
 Samples = npt.NDArray[np.float32]
 
-AUDIO_SUFFIXES = frozenset(f".{end}" for end in ("aif", "aiff", "au", "caf", "flac", "mp3", "oga", "ogg", "opus", "wav"))
+AUDIO_SUFFIXES = frozenset(
+    f".{end}" for end in ("aif", "aiff", "au", "caf", "flac", "mp3", "oga", "ogg", "opus", "wav")
+)
 
 #: Zero crossings of the resampling filter on each side, and its Kaiser window: 80 dB of the stop band are suppressed.
 _CROSSINGS, _KAISER = 16, 8.0
@@ -106,7 +108,16 @@ class Audio:
             # What reaches into the filter at either end; beyond the file there is silence.
             left, right = _span(ratio, first, last)
             inside = _mixed(_part(file, self.path, max(0, left), min(right, self.file_samples)), mono)
-            pieces.append(_resampled(np.pad(inside, ((0, 0), (max(0, -left), max(0, right - self.file_samples)))), ratio, taps, left, first, last))
+            pieces.append(
+                _resampled(
+                    np.pad(inside, ((0, 0), (max(0, -left), max(0, right - self.file_samples)))),
+                    ratio,
+                    taps,
+                    left,
+                    first,
+                    last,
+                )
+            )
         return np.concatenate(pieces, axis=1)
 
 
@@ -161,9 +172,7 @@ def read_audio(path: str | Path, *, sample_rate: int | None = None) -> Audio:
         )
 
 
-def write_audio(
-    path: str | Path, samples: npt.ArrayLike, sample_rate: int, *, subtype: str | None = None
-) -> None:
+def write_audio(path: str | Path, samples: npt.ArrayLike, sample_rate: int, *, subtype: str | None = None) -> None:
     """Write (samples,) or (channels, samples) from -1 to 1, atomically; louder samples are clipped to integers.
 
     Args:
@@ -285,5 +294,3 @@ def _resampled(
     filtered = upfirdn(np.concatenate([np.zeros(lead), taps]), values, up, down, axis=-1)
     begin = (offset + lead) // down
     return filtered[:, begin : begin + last - first].astype(np.float32)
-
-

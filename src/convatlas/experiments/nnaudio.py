@@ -299,9 +299,7 @@ def _timed_section(data: str | Path, rate: int = 44100) -> Section:
         seeds=0,
         unit="times",
     )
-    rows: list[list[Cell]] = [
-        [name, 1000 * value / len(paths), length / value] for name, value in seconds.items()
-    ]
+    rows: list[list[Cell]] = [[name, 1000 * value / len(paths), length / value] for name, value in seconds.items()]
     table = Table("Time", ["layer", "time of a recording [ms]", "seconds of sound in a second"], rows, f"On {place}.")
     return Section("Recordings", [claim, table, Note(f"{len(paths)} recordings, {length:,.0f} s at {rate:,} Hz.")])
 

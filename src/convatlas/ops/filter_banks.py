@@ -142,7 +142,9 @@ def gammatone_filter_bank(
     return torch.from_numpy((T**4 / gain)[:, None] * response / n_fft)
 
 
-def decibels(power: Tensor, *, ref: float | Tensor = 1.0, amin: float | Tensor = 1e-10, top_db: float | None = 80.0) -> Tensor:
+def decibels(
+    power: Tensor, *, ref: float | Tensor = 1.0, amin: float | Tensor = 1e-10, top_db: float | None = 80.0
+) -> Tensor:
     """10 log10(power / ref) of (B, F, T), no lower than ``top_db`` below the largest value of each sample.
 
     Args:

@@ -123,9 +123,7 @@ def _naive(x: Tensor, taper: Tensor, hop: int, bins: Tensor | None) -> Tensor:
 @_backends.register("conv")
 def _conv(x: Tensor, taper: Tensor, hop: int, bins: Tensor | None) -> Tensor:
     cos, sin = _kernels(taper, bins)
-    return torch.stack(
-        strided_correlation(x, torch.cat([taper * cos, -taper * sin]), hop).chunk(2, dim=1), dim=-1
-    )
+    return torch.stack(strided_correlation(x, torch.cat([taper * cos, -taper * sin]), hop).chunk(2, dim=1), dim=-1)
 
 
 def _kernels(taper: Tensor, bins: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -252,7 +250,10 @@ def griffin_lim(
         init_phase = 2 * math.pi * torch.rand(magnitude.shape, generator=generator, dtype=magnitude.dtype).to(magnitude)
     elif init_phase.shape != magnitude.shape:
         raise ValueError(f"init_phase must have the shape {tuple(magnitude.shape)}, got {tuple(init_phase.shape)}")
-    angles, before = torch.polar(torch.ones_like(magnitude), init_phase.to(magnitude)), torch.zeros((), device=magnitude.device)
+    angles, before = (
+        torch.polar(torch.ones_like(magnitude), init_phase.to(magnitude)),
+        torch.zeros((), device=magnitude.device),
+    )
 
     def signal() -> Tensor:
         return inverse_stft(torch.view_as_real(magnitude * angles), taper, hop, center=center)

@@ -39,7 +39,9 @@ class _ConstantQ(SpectrogramLayer):
     lengths: Tensor
     trained = False
 
-    def __init__(self, bins: Bins, sr: float, hop_length: int, pad_mode: str, output_format: str, verbose: bool) -> None:
+    def __init__(
+        self, bins: Bins, sr: float, hop_length: int, pad_mode: str, output_format: str, verbose: bool
+    ) -> None:
         super().__init__(verbose)
         check_padding(hop_length, pad_mode)
         check_format(output_format)
@@ -312,7 +314,9 @@ class _MultiRate(_ConstantQ):
     @property
     def reach(self) -> int | None:
         """Samples before and after the middle of a frame that it depends on."""
-        widths = [value.shape[-1] for name, value in self.state_dict().items() if "cqt_kernels" in name or name == "wcos"]
+        widths = [
+            value.shape[-1] for name, value in self.state_dict().items() if "cqt_kernels" in name or name == "wcos"
+        ]
         # All the low-pass filters together reach as far as twice the last one.
         return self._lowest_rate * (max(widths) + 2 * self.lowpass_filter.shape[-1])
 
@@ -581,9 +585,7 @@ def _bins(
     if not fmin > 0:
         raise ValueError(f"fmin must be positive, got {fmin}")
     if bins_per_octave < 1 or not filter_scale > 0:
-        raise ValueError(
-            f"bins_per_octave and filter_scale must be positive, got {bins_per_octave} and {filter_scale}"
-        )
+        raise ValueError(f"bins_per_octave and filter_scale must be positive, got {bins_per_octave} and {filter_scale}")
     if fmax is not None:
         if fmax <= fmin:
             raise ValueError(f"fmax must be above fmin, got {fmax} and {fmin}")

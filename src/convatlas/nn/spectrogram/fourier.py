@@ -146,9 +146,7 @@ class STFT(SpectrogramLayer):
         check_format(form)
         return formatted(self.spectrum(self.padded(x)), form, self.trainable, as_vector=False)
 
-    def inverse(
-        self, X: Tensor, onesided: bool = True, length: int | None = None, refresh_win: bool = True
-    ) -> Tensor:
+    def inverse(self, X: Tensor, onesided: bool = True, length: int | None = None, refresh_win: bool = True) -> Tensor:
         """Signals (B, samples) of complex spectra (B, K, T, 2); exact for freq_scale ``no``.
 
         Args:
@@ -290,9 +288,7 @@ class Griffin_Lim(nn.Module):
         self.n_fft, self.n_iter, self.win_length, self.window = n_fft, n_iter, win_length, window
         self.center, self.pad_mode, self.momentum = center, pad_mode, momentum
 
-    def forward(
-        self, S: Tensor, init_phase: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, S: Tensor, init_phase: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Reconstruct signals from magnitudes S, beginning with ``init_phase`` (radians) or with random phases."""
         with without_autocast(S):
             return griffin_lim(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from convatlas.nn.spectrogram.signals import SpectrogramLayer, check_padding, signals
+from convatlas.nn.spectrogram.signals import SpectrogramLayer, check_padding, magnitude, signals
 from convatlas.ops.filter_banks import log_frequency_maps
 from convatlas.ops.framing import frame_pieces, pad_ends, window, zero_padded
 from convatlas.ops.precision import without_autocast
@@ -99,8 +99,7 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         taper = zero_padded(self.h / self.h.norm(), self.n_fft)
-        real, imag = stft(x, taper.to(x.dtype), self.hop_length).unbind(-1)
-        half = torch.hypot(real, imag)
+        half = magnitude(stft(x, taper.to(x.dtype), self.hop_length), trained=False)
         # Both sides: the bins above half are those below in reverse.
         whole = torch.cat([half, half[:, 1 : self.n_fft - half.shape[1] + 1].flip(1)], dim=1)
         layers = {0: _compressed(whole, self.g[0], 0), 1: whole}

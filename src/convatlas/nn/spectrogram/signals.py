@@ -99,8 +99,10 @@ def magnitude(spectrum: Tensor, trained: bool) -> Tensor:
     """Magnitudes of (..., 2), real and imaginary parts; safe to differentiate at zero."""
     if trained:
         return (spectrum.square().sum(-1) + _TRAINED_FLOOR).sqrt()
+    if spectrum.requires_grad:  # whose gradient at zero is zero
+        return torch.linalg.vector_norm(spectrum, dim=-1)
     real, imag = spectrum.unbind(-1)
-    return torch.hypot(real, imag) if spectrum.requires_grad else (real * real + imag * imag).sqrt()
+    return torch.addcmul(real * real, imag, imag).sqrt()
 
 
 def formatted(spectrum: Tensor, output_format: OutputFormat, trained: bool, *, as_vector: bool) -> Tensor:
@@ -141,7 +143,9 @@ def least_squares_inverse(
         probe = torch.zeros(len(spectrum), length, dtype=spectrum.dtype, device=spectrum.device, requires_grad=True)
         output = transform(probe)
     if output.shape != spectrum.shape:
-        raise ValueError(f"transform must give the shape of spectrum, {tuple(spectrum.shape)}, got {tuple(output.shape)}")
+        raise ValueError(
+            f"transform must give the shape of spectrum, {tuple(spectrum.shape)}, got {tuple(output.shape)}"
+        )
 
     def transpose(y: Tensor) -> Tensor:
         return torch.autograd.grad(output, probe, y, retain_graph=True)[0]
