@@ -30,7 +30,7 @@ OPTIONS = {
     **{"stft": {"n_fft": 128, "hop_length": 32}, "mel": {"n_fft": 256, "hop_length": 64, "n_mels": 16}},
     **{"gammatone": {"n_fft": 256, "hop_length": 64, "n_bins": 12}},
     "mfcc": {"n_fft": 256, "hop_length": 64, "n_mels": 16, "n_mfcc": 8},
-    **dict.fromkeys(("cqt", "cqt2010", "vqt"), {"hop_length": 64, "fmin": 110.0, "n_bins": 36}),
+    **{kind: {"hop_length": 64, "fmin": 110.0, "n_bins": 36} for kind in ("cqt", "cqt2010", "vqt")},
 }
 
 
@@ -83,8 +83,8 @@ def test_what_cannot_be_done_in_blocks(recording: Path):
     audio = read_audio(recording)
     with pytest.raises(Unsupported, match="STFT does not centre its frames"):
         next(spectrogram_blocks(audio, STFT(128, center=False)))
+    options = {"sr": RATE, "hop_length": 50, "fmin": 110.0, "n_bins": 36, "earlydownsample": False}
     with pytest.raises(Unsupported, match="blocks need a hop_length that is a multiple of 4, got 50"):
-        options = {"sr": RATE, "hop_length": 50, "fmin": 110.0, "n_bins": 36, "earlydownsample": False}
         next(spectrogram_blocks(audio, CQT2010v2(**options)))
     with pytest.raises(UnknownName, match="unknown kind of spectrogram 'mell': did you mean mel"):
         make_layer("mell", RATE)

@@ -87,7 +87,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {
         "STFT": {"n_fft": 128, "hop_length": 32, "output_format": "Magnitude"},
         "MelSpectrogram": {"n_fft": 256, "hop_length": 64, "n_mels": 16},
-        **{name: small for name in ("CQT1992v2", "CQT2010v2", "VQT")},
+        **dict.fromkeys(("CQT1992v2", "CQT2010v2", "VQT"), small),
     }
     monkeypatch.setattr(nnaudio, "LAYERS", layers)
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))

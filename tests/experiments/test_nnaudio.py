@@ -28,7 +28,7 @@ def test_quick_runs() -> None:
 
 
 def test_music_has_sound_in_every_clip() -> None:
-    clips = nnaudio.music(2, 0.5, 8000)
+    clips = nnaudio._music(2, 0.5, 8000)
     assert clips.shape == (2, 4000)
     assert float(clips.abs().amax(1).min()) == pytest.approx(1)
     assert not clips[0].equal(clips[1])
@@ -36,7 +36,7 @@ def test_music_has_sound_in_every_clip() -> None:
 
 def test_full_times_recordings(tmp_path: Path) -> None:
     pytest.importorskip("soundfile")
-    for index, clip in enumerate(nnaudio.music(2, 1.2, 8000)):
+    for index, clip in enumerate(nnaudio._music(2, 1.2, 8000)):
         write_audio(tmp_path / f"{index}.wav", clip.numpy(), 8000)
     report = nnaudio.run("full", data=tmp_path)
     tables = [part for section in report.sections for part in section.parts if isinstance(part, Table)]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from convatlas.nn import spectrogram
 from convatlas.nn.spectrogram import (
     CFP,
+    CQT1992,
+    CQT2010,
     MFCC,
     NNAUDIO_LAYOUT,
     STFT,
     VQT,
     Combined_Frequency_Periodicity,
-    CQT1992,
     CQT1992v2,
-    CQT2010,
     CQT2010v2,
     Gammatonegram,
     Griffin_Lim,

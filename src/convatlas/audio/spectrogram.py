@@ -70,7 +70,7 @@ def spectrogram_blocks(
     """
     if layer.reach is None or not hasattr(layer, "hop_length"):
         raise Unsupported(f"{type(layer).__name__} does not centre its frames or needs the whole signal at once")
-    hop: int = layer.hop_length
+    hop = int(layer.hop_length)  # type: ignore[arg-type]
     step = math.lcm(hop, layer.grid)
     if step != hop and not getattr(layer, "rounded_hop", False):
         raise Unsupported(f"blocks need a hop_length that is a multiple of {layer.grid}, got {hop}")
@@ -171,10 +171,10 @@ def spectrogram_picture(values: npt.ArrayLike, *, decibels: bool = True) -> npt.
     if shown.ndim != 2 or not shown.size:
         raise ValueError(f"values must be (F, T) and not empty, got {shown.shape}")
     if decibels:
-        loudest = max(float(shown.max()), np.finfo(np.float32).tiny)
+        loudest = max(float(shown.max()), float(np.finfo(np.float32).tiny))
         shown = 10 * np.log10(np.maximum(shown / loudest, 10 ** (-_RANGE / 10)))
     low, high = float(shown.min()), float(shown.max())
-    scaled = (shown - low) / max(high - low, np.finfo(np.float64).tiny)
+    scaled = (shown - low) / max(high - low, float(np.finfo(np.float64).tiny))
     return (255 * colormaps["magma"](scaled[::-1])[..., :3]).round().astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
 """Audio files through soundfile: whole or in blocks, as float32 from -1 to 1, at any sample rate.
 
-Needs the optional package soundfile (``pip install 'convatlas[audio]'``). It reads WAV, FLAC, OGG, AIFF and MP3, integers
-of 8 to 32 bits and floats.
+Needs the optional package soundfile (``pip install 'convatlas[audio]'``). It reads WAV, FLAC, OGG, AIFF and MP3,
+integers of 8 to 32 bits and floats.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def run(
 def quick() -> Report:
     """Agreement of the ways to compute, and trained against fixed kernels."""
     with progress(1 + 2 * len(SEEDS)) as advance:
-        sections = [_parity_section(music(CLIPS, SECONDS, RATE)), _training_section(advance)]
+        sections = [_parity_section(_music(CLIPS, SECONDS, RATE)), _training_section(advance)]
         advance("agreement")
     return finished("nnAudio: quick test of its claims", sections)
 
@@ -82,7 +82,7 @@ def quick() -> Report:
 def full(data: str | Path) -> Report:
     """The quick test, and the layers on every recording below a folder."""
     with progress(1 + 2 * len(SEEDS)) as advance:
-        sections = [_parity_section(music(CLIPS, SECONDS, RATE)), _training_section(advance), _timed_section(data)]
+        sections = [_parity_section(_music(CLIPS, SECONDS, RATE)), _training_section(advance), _timed_section(data)]
         advance("recordings")
     return finished("nnAudio: full test of its claims", sections, data=str(data))
 
@@ -90,7 +90,7 @@ def full(data: str | Path) -> Report:
 # -- agreement ---------------------------------------------------------------------------------------------------------
 
 
-def music(clips: int, seconds: float, rate: int) -> Tensor:
+def _music(clips: int, seconds: float, rate: int) -> Tensor:
     """Chords with harmonics below a rising chirp, (clips, samples)."""
     random = np.random.default_rng(0)
     t = np.arange(int(seconds * rate)) / rate
@@ -118,7 +118,7 @@ def _parity_section(x: Tensor) -> Section:
         }
         stft = STFT(output_format="Complex")(x[:1])[0]
         exact = _difference(stft.double(), _direct(x[0], stft.shape[1]))
-        options = {"sr": RATE, "hop_length": 512, "n_bins": 84}
+        options: dict[str, Any] = {"sr": RATE, "hop_length": 512, "n_bins": 84}
         whole, octaves = CQT1992v2(**options)(x), CQT2010v2(**options)(x)
         inside = slice(whole.shape[-1] // 4, -(whole.shape[-1] // 4))
         by_octaves = _difference(octaves[..., inside], whole[..., inside])

@@ -12,8 +12,11 @@ import warnings
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+_Array = npt.NDArray[np.float64]
 
 __all__ = [
     "decibels",
@@ -97,7 +100,7 @@ def _to_htk(hertz: float) -> float:
     return 2595 * math.log10(1 + hertz / 700)
 
 
-def _from_htk(mel: np.ndarray) -> np.ndarray:
+def _from_htk(mel: _Array) -> _Array:
     return 700 * (10 ** (mel / 2595) - 1)
 
 
@@ -105,14 +108,14 @@ def _to_slaney(hertz: float) -> float:
     return hertz / _SLANEY_LINEAR if hertz < 1000 else 15 + math.log(hertz / 1000) / _SLANEY_LOG_STEP
 
 
-def _from_slaney(mel: np.ndarray) -> np.ndarray:
+def _from_slaney(mel: _Array) -> _Array:
     return np.where(mel < 15, mel * _SLANEY_LINEAR, 1000 * np.exp((mel - 15) * _SLANEY_LOG_STEP))
 
 
 def gammatone_filter_bank(
     sr: float, n_fft: int, n_bins: int = 64, fmin: float = 20.0, fmax: float | None = None
 ) -> Tensor:
-    """Magnitudes of fourth-order gammatone filters at the bins of a Fourier transform, (n_bins, n_fft // 2 + 1) float64.
+    """Magnitudes of fourth-order gammatone filters at the bins of a transform, (n_bins, n_fft // 2 + 1) float64.
 
     The centres lie at equal distances on the scale of equivalent rectangular bandwidths, the lowest at fmin; the values
     are divided by n_fft.
@@ -220,7 +223,7 @@ def log_frequency_maps(
     return torch.from_numpy(frequency), torch.from_numpy(quefrency)
 
 
-def _triangle(f: np.ndarray, below: float, centre: float, above: float) -> np.ndarray:
+def _triangle(f: _Array, below: float, centre: float, above: float) -> _Array:
     # The centre itself counts on neither side, as in the published code.
     rising = np.where((below < f) & (f < centre), (f - below) / (centre - below), 0)
     return rising + np.where((centre < f) & (f < above), (above - f) / (above - centre), 0)

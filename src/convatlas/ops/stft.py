@@ -177,7 +177,7 @@ def inverse_stft(
     expected = size // 2 + 1 if onesided else size
     if spectrum.shape[1] != expected:
         raise ValueError(
-            f"a {'one' if onesided else 'two'}-sided spectrum for a window of {size} samples must have {expected} bins, "
+            f"a {'one' if onesided else 'two'}-sided spectrum for a window of {size} must have {expected} bins, "
             f"got {spectrum.shape[1]}"
         )
     dtype = torch.promote_types(spectrum.dtype, taper.dtype)

@@ -8,9 +8,10 @@ Every layer takes signals (L,), (B, L) or (B, 1, L), floating point. Kernels tha
 where a Fourier transform or a shorter kernel gives the same numbers.
 """
 
-from convatlas.nn.spectrogram.constant_q import CQT, CQT1992, VQT, CQT1992v2, CQT2010, CQT2010v2
+from convatlas.nn.spectrogram.constant_q import CQT, CQT1992, CQT1992v2
 from convatlas.nn.spectrogram.fourier import STFT, Griffin_Lim, iSTFT
 from convatlas.nn.spectrogram.mel import MFCC, Gammatonegram, MelSpectrogram
+from convatlas.nn.spectrogram.octaves import CQT2010, VQT, CQT2010v2
 from convatlas.nn.spectrogram.periodicity import CFP, Combined_Frequency_Periodicity
 from convatlas.nn.spectrogram.signals import NNAUDIO_LAYOUT, least_squares_inverse
 
@@ -18,12 +19,12 @@ __all__ = [
     "CFP",
     "CQT",
     "CQT1992",
+    "CQT2010",
     "MFCC",
     "NNAUDIO_LAYOUT",
     "STFT",
     "VQT",
     "CQT1992v2",
-    "CQT2010",
     "CQT2010v2",
     "Combined_Frequency_Periodicity",
     "Gammatonegram",

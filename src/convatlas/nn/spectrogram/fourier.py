@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class STFT(SpectrogramLayer):
         self._whole = freq_scale == "no" and not trainable and len(bins) <= n_fft // 2 + 1
         if backend == "fft" and not self._whole:
             raise ValueError("backend 'fft' computes fixed kernels with freq_scale 'no' only")
-        kept = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        kept: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
         cos, sin = fourier_kernels(n_fft, bins)
         self.keep("wsin", (sin * taper).unsqueeze(1).to(**kept), trainable)
         self.keep("wcos", (cos * taper).unsqueeze(1).to(**kept), trainable)
@@ -111,7 +111,7 @@ class STFT(SpectrogramLayer):
                 self.keep(name, whole[:, None, :, None].to(**kept))
         #: Whether the kernels are those that the FFT computes; loaded ones may not be.
         self.exact = self._whole
-        self.register_load_state_dict_post_hook(_compare_kernels)
+        self.after_loading(_compare_kernels)
 
     @property
     def reach(self) -> int | None:
@@ -223,7 +223,7 @@ class iSTFT(SpectrogramLayer):
         # As for the forward kernels, the bins above half are mirrored ones.
         bins = bin_positions(n_fft, freq_bins, freq_scale=freq_scale, fmin=fmin, fmax=fmax, sr=sr)
         self.n_fft, self.center = n_fft, center
-        kept = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        kept: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
         cos, sin = fourier_kernels(n_fft, bins)
         for name, kernels, sign in (("kernel_sin", sin, -1), ("kernel_cos", cos, 1)):
             whole = torch.cat([kernels, sign * kernels[1 : n_fft - len(bins) + 1].flip(0)])

@@ -75,7 +75,7 @@ class MelSpectrogram(SpectrogramLayer):
         self.keep("mel_basis", basis.to(device, self.stft.window_mask.dtype), trainable_mel)
         self.parts: tuple[Band, ...] | None = None
         _find_parts(self, None)
-        self.register_load_state_dict_post_hook(_find_parts)
+        self.after_loading(_find_parts)
 
     @property
     def reach(self) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
         self.hop_length, self.g = hop_length, tuple(g)
         self.low_bins, self.low_lags = round(fc / fr), round(fs * tc)
         frequency, quefrency = log_frequency_maps(fs, self.n_fft, fr, fc, tc, NumPerOct)
-        kept = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        kept: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
         # Symmetric: a periodic one of one sample less, and the first sample again.
         shape = window("blackmanharris", window_size - 1) if window_size > 1 else torch.ones(1, dtype=torch.float64)
         shape = torch.cat([shape, shape[:1]]) if window_size > 1 else shape

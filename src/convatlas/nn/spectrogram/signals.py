@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class SpectrogramLayer(nn.Module):
     def grid(self) -> int:
         """A signal may be cut at multiples of so many samples without a change of the frames far from the cut."""
         return 1
+
+    def after_loading(self, refresh: Callable[[Any, object], None]) -> None:
+        """Call ``refresh`` with this layer whenever it has loaded a checkpoint."""
+        self.register_load_state_dict_post_hook(refresh)  # type: ignore[no-untyped-call]
 
     def keep(self, name: str, kernels: Tensor, trained: bool = False) -> None:
         """Register a tensor as a parameter if it is trained, else as a buffer."""
