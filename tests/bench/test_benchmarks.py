@@ -83,11 +83,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scattering, "SIGNALS", ((1, 100, 1, 1), (2, 200, 2, 2)))
     monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
     monkeypatch.setattr(nnaudio, "CLIPS", (1, 0.5, 8000))
-    small = {"hop_length": 64, "n_bins": 24, "fmin": 110}
+    octaves = {"hop_length": 64, "n_bins": 24, "fmin": 110}
     layers = {
         "STFT": {"n_fft": 128, "hop_length": 32, "output_format": "Magnitude"},
         "MelSpectrogram": {"n_fft": 256, "hop_length": 64, "n_mels": 16},
-        **dict.fromkeys(("CQT1992v2", "CQT2010v2", "VQT"), small),
+        **dict.fromkeys(("CQT1992v2", "CQT2010v2", "VQT"), octaves),
     }
     monkeypatch.setattr(nnaudio, "LAYERS", layers)
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))

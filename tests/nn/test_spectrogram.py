@@ -122,6 +122,9 @@ def test_precision(name: str):
     exact = first(build(name, dtype=torch.float64)(x.double()))
     single = first(layer(x))
     assert relative(single, exact) < 1e-4
+    half = first(build(name).to(torch.bfloat16)(x.to(torch.bfloat16)))
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - single).norm() / single.norm()) < 0.02
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(first(layer(x)), single, rtol=1e-5, atol=1e-5)
 

@@ -206,7 +206,8 @@ def correlated(
 def by_spectra(layer: Any, x: Tensor, hop: int, places: Tensor | None = None) -> Tensor:
     """The STFT with a window of ones times the conjugate spectra, over W: (B, K, T, 2)."""
     width: int = layer.wcos.shape[-1]
-    wide = torch.promote_types(torch.promote_types(x.dtype, layer.wcos.dtype), torch.float32)
+    dtype = torch.promote_types(x.dtype, layer.wcos.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
     kernels = torch.complex(layer.cqt_kernels_real.to(wide), -layer.cqt_kernels_imag.to(wide))
     if places is not None:
         x, hop = frames(x, width, 1)[:, places].flatten(1), width
@@ -219,4 +220,4 @@ def by_spectra(layer: Any, x: Tensor, hop: int, places: Tensor | None = None) ->
             spectrum = torch.stack(strided_correlation(piece, fourier, hop).chunk(2, dim=1), dim=-1)
         values = torch.view_as_complex(spectrum.to(wide).contiguous())
         found.append(torch.view_as_real(kernels @ values) / width)
-    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+    return (found[0] if len(found) == 1 else torch.cat(found, dim=2)).to(dtype)

@@ -91,11 +91,12 @@ class Combined_Frequency_Periodicity(SpectrogramLayer):
     def forward(self, x: Tensor) -> Periodicity:
         """The product and its parts, of signals."""
         x = signals(x)
+        dtype = torch.promote_types(x.dtype, self.h.dtype)
         with without_autocast(x):
             padded = pad_ends(x.to(torch.promote_types(x.dtype, torch.float32)), self.n_fft // 2, "constant")
             pieces = [self._maps(piece) for piece in frame_pieces(padded, self.n_fft, self.hop_length)]
         kept = slice(None) if self._ends_kept else slice(1, -1)
-        return Periodicity(*(torch.cat(parts, dim=2)[:, :, kept] for parts in zip(*pieces, strict=True)))
+        return Periodicity(*(torch.cat(parts, dim=2)[:, :, kept].to(dtype) for parts in zip(*pieces, strict=True)))
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         taper = zero_padded(self.h / self.h.norm(), self.n_fft)
