@@ -59,7 +59,7 @@ def _phase(ours: Tensor, size: Tensor, expected: Tensor) -> Tensor:
 
 
 def _stft(case: Case) -> dict[str, Tensor]:
-    layer = _built("STFT", _options(case, _STFT), case)
+    layer = _built("STFT", {**_options(case, _STFT), "legacy_inverse": True}, case)
     if case.weights:
         case.load(layer)
     x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
@@ -86,7 +86,7 @@ def _stft(case: Case) -> dict[str, Tensor]:
 def _inverse(case: Case) -> dict[str, Tensor]:
     allowed = (_STFT | {"trainable_kernels", "trainable_window"}) - {"pad_mode", "iSTFT", "trainable", "output_format"}
     options = _options(case, allowed, "onesided", "length")
-    layer = _built("iSTFT", options, case)
+    layer = _built("iSTFT", {**options, "legacy_inverse": True}, case)
     if case.weights:
         case.load(layer)
     X = next(value for value in case.inputs.values() if value.dim() == 4)

@@ -53,6 +53,7 @@ class STFT(SpectrogramLayer):
         output_format: ``Complex`` (real and imaginary part), ``Magnitude`` or ``Phase`` (angle in radians).
         verbose: log when kernels are made.
         backend: ``auto`` takes the FFT where the kernels are those of the transform; ``fft`` or ``conv``.
+        legacy_inverse: nnAudio's inverse for warped scales, which transposes the kernels.
         dtype: of the kernels; they are computed in float64.
         device: of the kernels.
 
@@ -85,6 +86,7 @@ class STFT(SpectrogramLayer):
         verbose: bool = False,
         *,
         backend: Literal["auto", "fft", "conv"] = "auto",
+        legacy_inverse: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class STFT(SpectrogramLayer):
         bins = bin_positions(n_fft, freq_bins, freq_scale=freq_scale, fmin=fmin, fmax=fmax, sr=sr)
         self.n_fft, self.center, self.pad_mode, self.output_format = n_fft, center, pad_mode, output_format
         self.trainable, self.iSTFT, self.backend = trainable, iSTFT, backend
+        self.legacy_inverse = legacy_inverse
         self._whole = freq_scale == "no" and not trainable and len(bins) <= n_fft // 2 + 1
         if backend == "fft" and not self._whole:
             raise ValueError("backend 'fft' computes fixed kernels with freq_scale 'no' only")
@@ -162,7 +165,9 @@ class STFT(SpectrogramLayer):
         if not self.iSTFT:
             raise NameError("Please activate the iSTFT module by setting `iSTFT=True` if you want to use `inverse`")
         _check_complex(X)
-        kernels = None if self.exact and self.backend != "conv" else _square(self.kernel_cos_inv, self.kernel_sin_inv)
+        kernels = None
+        if not self.exact or self.backend == "conv":
+            kernels = _square(self.kernel_cos_inv, self.kernel_sin_inv, self.legacy_inverse)
         return inverse_stft(
             X,
             self.window_mask[0, :, 0],
@@ -187,6 +192,7 @@ class iSTFT(SpectrogramLayer):
         trainable_window: train the window.
         verbose: log when kernels are made.
         refresh_win: of no effect: the sum of squared windows is always that of the call.
+        legacy_inverse: nnAudio's numbers for warped scales and trained kernels, which it transposes.
         dtype, device: of the kernels.
 
     Raises:
@@ -214,20 +220,21 @@ class iSTFT(SpectrogramLayer):
         verbose: bool = False,
         refresh_win: bool = True,
         *,
+        legacy_inverse: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(verbose)
         self.hop_length, taper = _taper(n_fft, win_length, hop_length, window)
         check_padding(self.hop_length, "reflect")
-        # As for the forward kernels, the bins above half are mirrored ones.
-        bins = bin_positions(n_fft, freq_bins, freq_scale=freq_scale, fmin=fmin, fmax=fmax, sr=sr)
+        count = n_fft if freq_bins is None else freq_bins
+        bins = bin_positions(n_fft, count, freq_scale=freq_scale, fmin=fmin, fmax=fmax, sr=sr)
+        self.legacy_inverse = legacy_inverse
         self.n_fft, self.center = n_fft, center
         kept: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
         cos, sin = fourier_kernels(n_fft, bins)
-        for name, kernels, sign in (("kernel_sin", sin, -1), ("kernel_cos", cos, 1)):
-            whole = torch.cat([kernels, sign * kernels[1 : n_fft - len(bins) + 1].flip(0)])
-            self.keep(name, whole[:, None, :, None].to(**kept), trainable_kernels)
+        self.keep("kernel_sin", sin[:, None, :, None].to(**kept), trainable_kernels)
+        self.keep("kernel_cos", cos[:, None, :, None].to(**kept), trainable_kernels)
         self.keep("window_mask", taper.view(1, -1, 1).to(**kept), trainable_window)
 
     def forward(
@@ -249,7 +256,7 @@ class iSTFT(SpectrogramLayer):
             onesided=onesided,
             center=self.center,
             length=length,
-            kernels=_square(self.kernel_cos, self.kernel_sin),
+            kernels=_square(self.kernel_cos, self.kernel_sin, self.legacy_inverse),
         )
 
 
@@ -325,10 +332,11 @@ def _check_complex(X: Tensor) -> None:
         )
 
 
-def _square(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _square(cos: Tensor, sin: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     if cos.shape[0] != cos.shape[2]:
         raise ValueError(f"the inverse needs as many bins as samples of a frame, {cos.shape[2]}, got {cos.shape[0]}")
-    return cos[:, 0, :, 0], sin[:, 0, :, 0]
+    cos, sin = cos[:, 0, :, 0], sin[:, 0, :, 0]
+    return (cos.T, sin.T) if transposed else (cos, sin)
 
 
 def same_fourier_kernels(cos: Tensor, sin: Tensor, taper: Tensor) -> bool:
