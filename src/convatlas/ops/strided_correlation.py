@@ -1,7 +1,7 @@
 """Correlation of signals with a bank of long kernels at every hop: the convolution behind spectrograms.
 
 Cheuk, Anderson, Agres, Herremans: "nnAudio: An on-the-fly GPU Audio to Spectrogram Conversion Toolbox Using 1D
-Convolution Neural Networks", IEEE Access 2020, arXiv 1912.12055, equation (5). Torch's convolution with one input
+Convolution Neural Networks", IEEE Access 2020, arXiv 1912.12055. Torch's convolution with one input
 channel is slow at it; products of matrices give the same numbers.
 """
 
