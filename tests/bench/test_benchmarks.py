@@ -31,6 +31,7 @@ from convatlas.bench import (
     inception,
     networks,
     neural_operators,
+    nnaudio,
     one_way,
     pixel_shuffle,
     ratio,
@@ -120,6 +121,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scattering, "VOLUMES", ((1, 4, 1, 1),))
     monkeypatch.setattr(short_conv, "TOKENS", ((1, 9, 6, 4), (2, 7, 4, 5)))
     monkeypatch.setattr(short_conv, "SIGNALS", ((1, 9, 6, 4),))
+    monkeypatch.setattr(nnaudio, "CLIPS", (1, 0.5, 8000))
+    octaves = {"hop_length": 64, "n_bins": 24, "fmin": 110}
+    layers = {
+        "STFT": {"n_fft": 128, "hop_length": 32, "output_format": "Magnitude"},
+        "MelSpectrogram": {"n_fft": 256, "hop_length": 64, "n_mels": 16},
+        **dict.fromkeys(("CQT1992v2", "CQT2010v2", "VQT"), octaves),
+    }
+    monkeypatch.setattr(nnaudio, "LAYERS", layers)
     monkeypatch.setattr(simplex_fourier, "TRIANGLES", ((3, 3, (4, 4, 4)), (5, 3, (4, 5))))
     monkeypatch.setattr(simplex_fourier, "POINTS", ((3, 1, (4, 4, 4)), (5, 1, (4, 5))))
     monkeypatch.setattr(transform_once, "SPECTRA", ((2, 3, 4), (1, 2, 3)))

@@ -5,6 +5,7 @@ image_files     the image files behind it: found, checked, decoded
 arrays          the array formats behind it, validated
 pictures        single pictures with depth, transparency and colour profile
 png16           PNG files of 16 bits
+audio           audio files, whole or in blocks, resampled
 image_pairs     images to be enlarged, with their low resolution where it is given
 points          point clouds: PLY, OFF, BIN, text and NPZ
 point_sets      sets of them: folders of classes, ModelNet, SemanticKITTI

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convatlas.ops.filter_banks import triangular_filters
 from convatlas.ops.precision import without_autocast
 
 __all__ = ["kaldi_filter_bank", "kaldi_mel_filters"]
@@ -34,12 +35,10 @@ def kaldi_mel_filters(
     if sample_rate <= 2 * _LOWEST_HZ:
         raise ValueError(f"sample_rate must be above {2 * _LOWEST_HZ:g} Hz, got {sample_rate:g}")
     low, high = (1127 * math.log(1 + hertz / 700) for hertz in (_LOWEST_HZ, sample_rate / 2))
-    edges = torch.linspace(low, high, num_filters + 2, dtype=torch.float64, device=device)[:, None]
+    edges = torch.linspace(low, high, num_filters + 2, dtype=torch.float64, device=device)
     hertz = torch.arange(n_fft // 2, dtype=torch.float64, device=device) * (sample_rate / n_fft)
     mel = 1127 * (1 + hertz / 700).log()
-    rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
-    return F.pad(torch.minimum(rising, falling).clamp_min(0), (0, 1))
+    return F.pad(triangular_filters(edges, mel), (0, 1))
 
 
 def kaldi_filter_bank(

@@ -1,0 +1,1 @@
+"""What one does with audio files: spectrograms of recordings of any length."""

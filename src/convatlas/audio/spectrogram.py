@@ -1,0 +1,184 @@
+"""Spectrograms of audio files: block by block, so that recordings of any length fit, and as pictures.
+
+The layers are those of `convatlas.nn.spectrogram`; a block is computed with as much sound on either side as its frames
+depend on, which gives the same numbers as the whole file at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from convatlas.data.audio import Audio, read_audio
+from convatlas.errors import Unsupported, unknown
+from convatlas.files import atomic_path
+from convatlas.nn.spectrogram import CQT, MFCC, STFT, VQT, CQT2010v2, Gammatonegram, MelSpectrogram
+from convatlas.nn.spectrogram.signals import SpectrogramLayer
+
+__all__ = ["KINDS", "make_layer", "save_spectrogram", "spectrogram", "spectrogram_blocks", "spectrogram_picture"]
+
+#: Kind of a spectrogram -> its layer.
+KINDS: dict[str, Callable[..., SpectrogramLayer]] = {
+    "cqt": CQT,
+    "cqt2010": CQT2010v2,
+    "gammatone": Gammatonegram,
+    "mel": MelSpectrogram,
+    "mfcc": MFCC,
+    "stft": STFT,
+    "vqt": VQT,
+}
+#: Samples of a block, beside its margins.
+_BLOCK = 1 << 20
+#: Decibels from black to white in a picture.
+_RANGE = 80.0
+
+
+def make_layer(kind: str, sample_rate: float, **options: Any) -> SpectrogramLayer:
+    """The layer of a kind of `KINDS` for a sample rate, with magnitudes as output.
+
+    Raises:
+        UnknownName: there is no such kind.
+        ValueError: an option is out of range.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of spectrogram", kind, KINDS)
+    form = {} if kind in ("gammatone", "mel", "mfcc") else {"output_format": "Magnitude"}
+    return KINDS[kind](sr=sample_rate, **form, **options)
+
+
+def spectrogram_blocks(
+    audio: Audio, layer: SpectrogramLayer, *, mono: bool = True, block: int = _BLOCK
+) -> Iterator[Tensor]:
+    """The frames of a file in order, (channels, F, t) a block, in memory that does not grow with its length.
+
+    Args:
+        audio: the file; its sample rate must be the one that the layer was made for.
+        layer: with centred frames.
+        mono: take the mean of the channels.
+        block: samples of a block at least.
+
+    Raises:
+        Unsupported: the layer needs the whole signal at once.
+        DataError: the file is damaged.
+    """
+    if layer.reach is None or not hasattr(layer, "hop_length"):
+        raise Unsupported(f"{type(layer).__name__} does not centre its frames or needs the whole signal at once")
+    hop = int(layer.hop_length)  # type: ignore[arg-type]
+    step = math.lcm(hop, layer.grid)
+    if step != hop and not getattr(layer, "rounded_hop", False):
+        raise Unsupported(f"blocks need a hop_length that is a multiple of {layer.grid}, got {hop}")
+    margin = -(-(layer.reach + hop) // step) * step
+    size = -(-max(block, 2 * margin) // step) * step
+    device = next(iter(layer.state_dict().values())).device
+    with torch.inference_mode():
+        for first in range(0, audio.samples + 1, size):
+            start, stop = max(0, first - margin), min(audio.samples, first + size + margin)
+            last = stop == audio.samples
+            frames = layer(torch.from_numpy(audio.read(start, stop, mono=mono)).to(device))
+            lead = (first - start) // hop
+            yield frames[:, :, lead:] if last else frames[:, :, lead : lead + size // hop]
+            if last:
+                return
+
+
+def spectrogram(
+    source: str | Path | Audio, kind: str = "mel", *, sample_rate: int | None = None, mono: bool = True, **options: Any
+) -> Tensor:
+    """The spectrogram (channels, F, T) of a file of any length.
+
+    Args:
+        source: the file.
+        kind: one of `KINDS`.
+        sample_rate: rate in Hz to resample a file to.
+        mono: take the mean of the channels.
+        options: of the layer.
+
+    Raises:
+        UnknownName: there is no such kind.
+        DataError: the file cannot be read.
+    """
+    audio = source if isinstance(source, Audio) else read_audio(source, sample_rate=sample_rate)
+    layer = make_layer(kind, audio.sample_rate, **options)
+    # The floor of a cepstrum refers to the loudest frame of the whole.
+    local = layer.melspec_layer if isinstance(layer, MFCC) else layer
+    whole = torch.cat(list(spectrogram_blocks(audio, local, mono=mono)), dim=2)
+    return layer.cepstrum(whole) if isinstance(layer, MFCC) else whole
+
+
+def save_spectrogram(
+    source: str | Path | Audio, path: str | Path, kind: str = "mel", **options: Any
+) -> tuple[int, ...]:
+    """Write a spectrogram to an .npy file (float32) or a .png picture and return its shape (channels, F, T).
+
+    An .npy file is written block by block and never held in memory, except for cepstra.
+
+    Args:
+        source, kind, options: as `spectrogram` takes them.
+        path: .npy or .png.
+
+    Raises:
+        ValueError: the file has another suffix.
+        UnknownName: there is no such kind.
+        DataError: the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".png"):
+        raise ValueError(f"path must end in .npy or .png, got {path.name}")
+    if path.suffix == ".png" or kind == "mfcc":
+        values = spectrogram(source, kind, **options).numpy()
+        with atomic_path(path) as part:
+            if path.suffix == ".png":
+                _save_picture(spectrogram_picture(values[0], decibels=kind != "mfcc"), part)
+            else:
+                with open(part, "wb") as file:
+                    np.save(file, values)
+        return values.shape
+    rate, mono = options.pop("sample_rate", None), options.pop("mono", True)
+    audio = source if isinstance(source, Audio) else read_audio(source, sample_rate=rate)
+    layer = make_layer(kind, audio.sample_rate, **options)
+    count, done = 1 + audio.samples // int(layer.hop_length), 0  # type: ignore[arg-type]
+    with atomic_path(path) as part:
+        for block in spectrogram_blocks(audio, layer, mono=mono):
+            if not done:
+                shape = (block.shape[0], block.shape[1], count)
+                kept = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            kept[:, :, done : done + block.shape[2]] = block.cpu().numpy()
+            done += block.shape[2]
+        kept.flush()
+    return shape
+
+
+def spectrogram_picture(values: npt.ArrayLike, *, decibels: bool = True) -> npt.NDArray[np.uint8]:
+    """A picture (F, T, 3) of a spectrogram (F, T), low frequencies at the bottom.
+
+    Args:
+        values: magnitudes or powers, or with ``decibels=False`` any numbers.
+        decibels: show the 80 dB below the largest value.
+
+    Raises:
+        ValueError: values have another number of axes or are empty.
+    """
+    from matplotlib import colormaps
+
+    shown = np.asarray(values, dtype=np.float64)
+    if shown.ndim != 2 or not shown.size:
+        raise ValueError(f"values must be (F, T) and not empty, got {shown.shape}")
+    if decibels:
+        loudest = max(float(shown.max()), float(np.finfo(np.float32).tiny))
+        shown = 10 * np.log10(np.maximum(shown / loudest, 10 ** (-_RANGE / 10)))
+    low, high = float(shown.min()), float(shown.max())
+    scaled = (shown - low) / max(high - low, float(np.finfo(np.float64).tiny))
+    return (255 * colormaps["magma"](scaled[::-1])[..., :3]).round().astype(np.uint8)
+
+
+def _save_picture(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, format="PNG")
