@@ -247,7 +247,7 @@ class ScalingAttack:
         eps: largest distance from the target in grey levels, of each programme; or several to be tried in turn.
     """
 
-    scaler: Scaler = Scaler()  # noqa: RUF009
+    scaler: Scaler = Scaler()
     eps: float | tuple[float, ...] = 1.0
 
     def generate(self, source: npt.NDArray[Any], target: npt.NDArray[Any]) -> Bytes:
@@ -292,7 +292,7 @@ class PenaltyAttack:
         device: where to compute.
     """
 
-    scaler: Scaler = Scaler()  # noqa: RUF009
+    scaler: Scaler = Scaler()
     weight: float = 1.0
     norm: float = 2.0
     steps: int = 300
