@@ -117,7 +117,9 @@ def _targets(count: int, side: int, random: np.random.Generator) -> list[Bytes]:
 
 def _measured(scaler: Scaler, seed: int) -> Measured:
     random = np.random.default_rng(seed)
-    detector = Decamouflage((SMALL, SMALL), scaler).fit(_crops(CALIBRATION, SIDE, random), percentile=PERCENTILE)
+    detector, known = Decamouflage((SMALL, SMALL), scaler), _crops(CALIBRATION, SIDE, random)
+    detector.calibrate_spectrum_threshold(known)
+    detector.fit(known, percentile=PERCENTILE)
     sources, targets = _crops(ATTACKS, SIDE, random), _targets(ATTACKS, SMALL, random)
     attacks = [ScalingAttack(scaler).generate(*pair) for pair in zip(sources, targets, strict=True)]
     distance = max(_distance(scaler, attack, target) for attack, target in zip(attacks, targets, strict=True))

@@ -137,7 +137,7 @@ def black_box_threshold(benign: npt.ArrayLike, percentile: float = 1.0, directio
 
 
 def spectrum_threshold(height: int, width: int, base: float = _BASE) -> float:
-    """From which 20 ln|F| on a frequency is bright: |F| grows with the number of pixels, so base + 20 ln(HW / 224^2)."""
+    """From which 20 ln|F| on a frequency is bright: base + 20 ln(HW / 224^2), as |F| grows with the pixels."""
     return base + 20 * math.log(height * width / 224**2)
 
 

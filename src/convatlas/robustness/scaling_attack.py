@@ -95,7 +95,7 @@ class Scaler:
         return cls(_LIBRARIES[library], _ALGORITHMS[algorithm])
 
     def matrix(self, length: int, size: int) -> Tensor:
-        """The matrix (size, length) in float64 that resizes one axis; C_L for columns, the transpose of C_R for rows."""
+        """The matrix (size, length) in float64 that resizes one axis: C_L, or C_R transposed."""
         return resize_matrix(length, size, convention=self.convention, interpolation=self.interpolation)
 
     def resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
