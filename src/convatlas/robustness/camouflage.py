@@ -46,7 +46,7 @@ class Camouflage(Task):
         size: height and width that the network sees.
         library: that resizes the images: ``cv2``, ``pil``, ``torch``, ``tf`` (without antialiasing) or ``matlab``.
         algorithm: of it: ``nearest``, ``linear``, ``cubic``, ``area``, ``box`` or ``lanczos``.
-        methods: metrics that vote: scaling_mse, scaling_ssim, min_mse, min_ssim, max_mse, max_ssim, csp.
+        detectors: metrics that vote: scaling_mse, scaling_ssim, min_mse, min_ssim, max_mse, max_ssim, csp.
         percentile: of the benign images that may be taken for attacks, in percent, where there are no attacks.
         spectrum: from which value on a frequency is bright in images of 224 x 224; ``calibrate`` chooses it from the
             benign images.
@@ -61,7 +61,7 @@ class Camouflage(Task):
     size: tuple[int, int] = (224, 224)
     library: Literal["cv2", "pil", "torch", "tf", "matlab"] = "cv2"
     algorithm: Literal["nearest", "linear", "cubic", "area", "box", "lanczos"] = "linear"
-    methods: tuple[str, ...] = ("scaling_mse", "min_ssim", "csp")
+    detectors: tuple[str, ...] = ("scaling_mse", "min_ssim", "csp")
     percentile: float = 1.0
     spectrum: float | Literal["calibrate"] = 230.0
     test_fraction: float = 0.3
@@ -71,7 +71,7 @@ class Camouflage(Task):
     exit_code: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.detector = Decamouflage(self.size, Scaler.of(self.library, self.algorithm), self.methods)
+        self.detector = Decamouflage(self.size, Scaler.of(self.library, self.algorithm), self.detectors)
         if isinstance(self.spectrum, str) and self.spectrum != "calibrate":
             raise ValueError(f"spectrum must be a number or 'calibrate', got {self.spectrum!r}")
         if not 0 < self.percentile < 100:
@@ -155,15 +155,15 @@ class Camouflage(Task):
         tell_skipped(skipped)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "attack", *self.methods])
+        writer.writerow(["image", "attack", *self.detectors])
         for name, found in rows:
-            values = (f"{found.scores[method]:.6g}" for method in self.methods)
+            values = (f"{found.scores[method]:.6g}" for method in self.detectors)
             writer.writerow([printable(name), "yes" if found.attack else "no", *values])
         write_text(Path(folder) / "report.csv", text.getvalue())
         flagged = [(name, found) for name, found in rows if found.attack]
         self.exit_code = _ALARM if flagged else 0
-        cells: list[list[Cell]] = [[name, *(found.scores[m] for m in self.methods)] for name, found in flagged[:1000]]
-        parts: list[Any] = [Table("Camouflaged images", ["image", *self.methods], cells)] if cells else []
+        cells: list[list[Cell]] = [[name, *(found.scores[m] for m in self.detectors)] for name, found in flagged[:1000]]
+        parts: list[Any] = [Table("Camouflaged images", ["image", *self.detectors], cells)] if cells else []
         parts.append(Files("Files", {"all scores": "report.csv"}))
         report = Report(
             "Scan for camouflaged images",
