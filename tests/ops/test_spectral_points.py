@@ -29,7 +29,8 @@ def test_a_grid_of_changed_pixels_repeats_the_bright_place() -> None:
     changed[::4, ::4] = 255 - changed[::4, ::4]
     # By size: 230 is for 224 x 224.
     counts = spectral_points(spectral_mask(torch.stack([smooth, changed]), 180.0))
-    assert counts.tolist()[0] == 1 and counts.tolist()[1] > 4
+    assert counts.tolist()[0] == 1
+    assert counts.tolist()[1] > 4
 
 
 def test_contours_count_blobs_and_holes() -> None:

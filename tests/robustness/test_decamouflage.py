@@ -85,7 +85,8 @@ def test_white_box_takes_the_first_best_candidate() -> None:
 
 def test_black_box_is_a_percentile_of_benign_scores() -> None:
     scores = np.arange(101.0)
-    assert black_box_threshold(scores, 2) == 98 and black_box_threshold(scores, 2, "below") == 2
+    assert black_box_threshold(scores, 2) == 98
+    assert black_box_threshold(scores, 2, "below") == 2
     with pytest.raises(ValueError, match="percentile must be from 0 to 100, got 101"):
         black_box_threshold(scores, 101)
 
@@ -113,14 +114,17 @@ def test_attacks_are_told_and_thresholds_can_be_chosen_again(tmp_path: Path) -> 
     assert all(detector.predict(attack(seed)).attack for seed in range(20, 24))
     assert not any(detector.predict(picture(seed)).attack for seed in range(8))
     read = Decamouflage.load(detector.save(tmp_path / "t.json"))
-    assert read == detector and read.predict(attacks[0]) == detector.predict(attacks[0])
+    assert read == detector
+    assert read.predict(attacks[0]) == detector.predict(attacks[0])
     before = detector.thresholds["scaling_mse"]
     assert before.percentile == 3
     assert detector.choose(20).thresholds["scaling_mse"].value < before.value
     white = detector.fit(benign, attacks).thresholds
-    assert white["scaling_mse"].percentile is None and white["csp"].value == 2
+    assert white["scaling_mse"].percentile is None
+    assert white["csp"].value == 2
     held = json.loads((tmp_path / "t.json").read_text())
-    assert held["size"] == [12, 12] and held["scaler"]["convention"] == "opencv"
+    assert held["size"] == [12, 12]
+    assert held["scaler"]["convention"] == "opencv"
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(DataError, match="does not hold thresholds"):
         Decamouflage.load(tmp_path / "t.json")
@@ -138,7 +142,8 @@ def test_methods_without_a_score_abstain_and_a_tie_is_no_attack(caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         scores = detector.score(picture(0, (10, 9)))
     assert "not larger than the network's 12 x 12" in caplog.text
-    assert np.isnan([scores["scaling_mse"], scores["min_ssim"]]).all() and np.isfinite(scores["min_mse"])
+    assert np.isnan([scores["scaling_mse"], scores["min_ssim"]]).all()
+    assert np.isfinite(scores["min_mse"])
 
 
 def test_the_threshold_of_the_spectrum_is_the_lowest_that_benign_images_pass() -> None:
@@ -174,7 +179,8 @@ def test_what_the_scaler_looks_at_is_replaced(how: str) -> None:
     )
     assert (scaled - benign).abs().mean() < (scaled - target).abs().mean() / 2
     seen = (scaler.matrix(48, 12) != 0).any(0).numpy()
-    assert np.array_equal(clean[~seen], crafted[~seen]) and np.array_equal(clean[:, ~seen], crafted[:, ~seen])
+    assert np.array_equal(clean[~seen], crafted[~seen])
+    assert np.array_equal(clean[:, ~seen], crafted[:, ~seen])
 
 
 def test_rates_and_areas() -> None:
@@ -233,7 +239,8 @@ def test_recognition_leaves_camouflaged_images_out(calibrated: Path, folder: Pat
     detector = Camouflage.load(calibrated).detector
     everything = read_images(folder, labelled=False)["all"]
     flagged = [name for i, name in enumerate(everything.names) if detector.predict(everything.image(i)).attack]
-    assert flagged and [each.path for each in kept.skipped] == flagged
+    assert flagged
+    assert [each.path for each in kept.skipped] == flagged
     assert "looks camouflaged: scaling_mse" in kept.skipped[0].reason
     assert set(kept.names) == set(everything.names) - set(flagged)
     assert len(without_camouflaged(everything, detector)) == len(kept)

@@ -69,7 +69,8 @@ def test_scaled_attacks_are_the_target(algorithm: str, eps: float) -> None:
     attack = ScalingAttack(scaler, eps).generate(source, target)
     scaled = scaler.resize(planes(attack), (8, 11)).int()
     assert (scaled - planes(target).int()).abs().max() <= 2 * eps + 1
-    assert attack.shape == source.shape and attack.dtype == np.uint8
+    assert attack.shape == source.shape
+    assert attack.dtype == np.uint8
     # Grey pictures are the same as one channel.
     grey = ScalingAttack(scaler, eps).generate(source[..., 0], target[..., 0])
     assert np.array_equal(grey, attack[..., 0])

@@ -148,8 +148,9 @@ def _minimum(height: int, width: int, device: torch.device) -> dict[str, Call]:
 
 
 def _scaling(height: int, width: int, device: torch.device) -> dict[str, Call]:
-    from skimage.metrics import structural_similarity
+    from skimage import metrics
 
+    structural: Any = metrics.structural_similarity
     side = math.isqrt(height * width) // 4
     detector = Decamouflage((side, side))
     x = _picture(1, 3, height, width).to(device)
@@ -158,7 +159,7 @@ def _scaling(height: int, width: int, device: torch.device) -> dict[str, Call]:
         first, second = (each[0].permute(1, 2, 0).cpu().numpy() for each in (x, detector.rescaled(x)))
         error = ((first.astype(float) - second) ** 2).sum() / (height * width)
         options = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "data_range": 255}
-        return torch.tensor([error, structural_similarity(first, second, **options)])
+        return torch.tensor([error, structural(first, second, **options)])
 
     def ours() -> Tensor:
         return torch.cat(list(detector.scores(x, ("scaling_mse", "scaling_ssim")).values()))

@@ -46,7 +46,7 @@ RATIOS = (2, 3, 4, 6, 8)
 FULL_SIZE, FULL_COUNT = (224, 224), 1000
 
 
-class Measured(NamedTuple):
+class _Measured(NamedTuple):
     """One seed: what was found of benign images and of attacks, and the largest distance of an attack."""
 
     benign: list[tuple[str, Detection]]
@@ -115,7 +115,7 @@ def _targets(count: int, side: int, random: np.random.Generator) -> list[Bytes]:
     return [Scaler.of("pil", "linear").resize(planes(crop), (side, side)).permute(1, 2, 0).numpy() for crop in whole]
 
 
-def _measured(scaler: Scaler, seed: int) -> Measured:
+def _measured(scaler: Scaler, seed: int) -> _Measured:
     random = np.random.default_rng(seed)
     detector, known = Decamouflage((SMALL, SMALL), scaler), _crops(CALIBRATION, SIDE, random)
     detector.calibrate_spectrum_threshold(known)
@@ -126,7 +126,7 @@ def _measured(scaler: Scaler, seed: int) -> Measured:
     start = time.perf_counter()
     benign, attack = _found(detector, sources), _found(detector, attacks)
     seconds = (time.perf_counter() - start) / (2 * ATTACKS)
-    return Measured(benign, attack, distance, seconds, detector)
+    return _Measured(benign, attack, distance, seconds, detector)
 
 
 def _distance(scaler: Scaler, image: Bytes, target: Bytes) -> float:
@@ -138,7 +138,7 @@ def _found(detector: Decamouflage, images: Iterable[Bytes]) -> list[tuple[str, D
     return [(str(row), detector.predict(image)) for row, image in enumerate(images)]
 
 
-def _accuracy(measured: Measured, method: str | None = None) -> float:
+def _accuracy(measured: _Measured, method: str | None = None) -> float:
     """Of the vote, or of one method."""
     benign, attack = (
         [found.attack if method is None else found.votes[method] for _, found in rows]
@@ -147,7 +147,7 @@ def _accuracy(measured: Measured, method: str | None = None) -> float:
     return error_rates(benign, attack)["accuracy"]
 
 
-def _section(algorithm: str, measured: list[Measured]) -> Section:
+def _section(algorithm: str, measured: list[_Measured]) -> Section:
     votes = [_accuracy(each) for each in measured]
     gains = [
         vote - max(_accuracy(each, method) for method in each.detector.methods)
@@ -247,7 +247,7 @@ def full(data: str | Path) -> Report:
                 attack += _found(detector, [crafted])
             previous = image
             advance("attacking")
-    found = Measured(benign, attack, 0.0, 0.0, detector)
+    found = _Measured(benign, attack, 0.0, 0.0, detector)
     claim = Claim.judge(
         "Thresholds from benign images alone tell attacks on linear scaling",
         published="99.8 % on 2,000 images of Caltech-256",

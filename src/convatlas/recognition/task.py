@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from convatlas.catalog import LAYERS
 from convatlas.data.dataset import Augmented, ImageDataset, Views, collate
 from convatlas.data.image_files import IMAGES, FileKind
-from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
+from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
@@ -28,8 +28,8 @@ from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
 from convatlas.recognition.predictions import Predictions, joined
+from convatlas.recognition.reading import read_sets
 from convatlas.report import Report
-from convatlas.robustness.decamouflage import Decamouflage, without_camouflaged
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.settings import Training
@@ -182,11 +182,7 @@ class Recognition(GradientTask):
         self, source: str | Path | Sequence[str | Path], channels: int | None, *, labelled: bool = True
     ) -> dict[str, ImageSet]:
         """The sets of images of a source, on request without the camouflaged ones."""
-        sets = read_images(source, channels=channels, labelled=labelled, kind=self.files)
-        if self.camouflage is None:
-            return sets
-        detector = Decamouflage.load(self.camouflage)
-        return {name: without_camouflaged(images, detector) for name, images in sets.items()}
+        return read_sets(source, channels, self.files, labelled=labelled, camouflage=self.camouflage)
 
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train as every gradient-trained task does, or, with ``folds``, once for each fold."""

@@ -268,7 +268,7 @@ class Decamouflage:
         base = _HIGHEST_BASE
         # From above: far below the right value everything is bright and makes one place again.
         while base > 0:
-            limits = [spectrum_threshold(*gray.shape, base - _BASE_STEP) for gray in grays]
+            limits = [spectrum_threshold(gray.shape[0], gray.shape[1], base - _BASE_STEP) for gray in grays]
             counts = [int(spectral_points(spectral_mask(x, limit))) for x, limit in zip(grays, limits, strict=True)]
             if sum(count <= 1 for count in counts) < share * len(grays):
                 break

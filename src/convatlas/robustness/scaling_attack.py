@@ -315,6 +315,6 @@ class PenaltyAttack:
                 miss = (down @ image @ across.mT - small).square().sum()
                 loss = torch.linalg.vector_norm(image - big, self.norm) + self.weight * miss
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         return from_planes(_rounded((1 + torch.tanh(free.detach())) / 2 * _WHITE), np.asarray(source))
