@@ -164,7 +164,7 @@ def test_bad_input_is_named() -> None:
             Decamouflage(**options)
     with pytest.raises(DataError, match="no thresholds yet"):
         Decamouflage(SIZE).predict(picture(0))
-    with pytest.raises(ValueError, match="uint8 image in 0..255, got float64"):
+    with pytest.raises(ValueError, match=r"uint8 image in .*, got float64"):
         Decamouflage(SIZE).score(np.zeros((20, 20)))
     with pytest.raises(ValueError, match="unknown how 'mean'"):
         reconstruct(picture(0), SIZE, Scaler(), "mean")
@@ -244,5 +244,5 @@ def test_recognition_leaves_camouflaged_images_out(calibrated: Path, folder: Pat
     assert "looks camouflaged: scaling_mse" in kept.skipped[0].reason
     assert set(kept.names) == set(everything.names) - set(flagged)
     assert len(without_camouflaged(everything, detector)) == len(kept)
-    with pytest.raises(ValueError, match="camouflage must be left out for resnet3d18|camouflage must be left out"):
+    with pytest.raises(ValueError, match="camouflage must be left out"):
         Recognition(model="r3d_18", camouflage="t.json")
