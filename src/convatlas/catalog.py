@@ -38,6 +38,7 @@ _PACKAGE = Path(__file__).parent
 
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
+    "camouflage": "robustness.camouflage:Camouflage",
     "denoising": "restoration.denoising:Denoising",
     "field-forecasting": "physics.field_forecasting:FieldForecasting",
     "lidar-detection": "geometry.lidar_detection:LidarDetection",

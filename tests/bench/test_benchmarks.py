@@ -20,6 +20,7 @@ from convatlas.bench import (
     dcdm,
     deform_attention,
     deform_conv,
+    decamouflage,
     depthwise,
     dilated_reparam,
     eca,
@@ -114,6 +115,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "SIDES", (64, 64))
     monkeypatch.setattr(sparse, "SIZES", ((8, 3, 0.2), (6, 2, 0.3)))
     monkeypatch.setattr(spark, "BATCH", 1)
+    monkeypatch.setattr(decamouflage, "SIZES", ((24, 28), (20, 23)))
+    monkeypatch.setattr(decamouflage, "COLUMNS", ((8, 3, 2), (9, 3, 2)))
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))

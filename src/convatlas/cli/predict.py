@@ -31,4 +31,4 @@ def run(argv: Sequence[str]) -> int:
     else:
         report.to_terminal()
         print(f"predictions: {folder}")
-    return 0
+    return task.exit_code

@@ -47,7 +47,8 @@ def train(cls: type[Any], words: list[str], command: str) -> int:
         arguments = parser.parse_args(with_recipe(words, cls))
         task, training = built(parser, arguments, cls)
         told = os.environ.get(_RUN) if is_helper() else None
-        folder = Path(arguments.run or told or fresh_folder("runs", f"{cls.name}-{task.model}"))
+        label = "-".join(filter(None, (cls.name, getattr(task, "model", ""))))
+        folder = Path(arguments.run or told or fresh_folder("runs", label))
     with output_to_stderr(arguments.json), _told_to_helpers(folder):
         report = task.fit(folder, training, resume=arguments.resume is not None)
     if arguments.json:

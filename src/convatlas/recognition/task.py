@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from convatlas.catalog import LAYERS
 from convatlas.data.dataset import Augmented, ImageDataset, Views, collate
 from convatlas.data.image_files import IMAGES, FileKind
-from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
+from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
@@ -28,6 +28,7 @@ from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
 from convatlas.recognition.predictions import Predictions, joined
+from convatlas.recognition.reading import read_sets
 from convatlas.report import Report
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
@@ -64,6 +65,8 @@ class Recognition(GradientTask):
         volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
         volumes: how the files of volumes and videos are read.
+        camouflage: thresholds of Decamouflage, as the task ``camouflage`` writes them: images that look crafted to
+            become others when they are resized are left out and listed.
         mean: of the normalisation, for each channel; that of the published weights when left out.
         std: of the normalisation, in the same way.
         augment: random changes of the training images.
@@ -101,6 +104,7 @@ class Recognition(GradientTask):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     volumes: VolumeReading = field(default_factory=VolumeReading)
+    camouflage: str | None = None
     augment: Augment = field(default_factory=Augment)
     volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
@@ -146,6 +150,8 @@ class Recognition(GradientTask):
         if other is not None:
             kind = "volumes" if self.takes_volumes else "images"
             raise ValueError(f"{given} must be left out for {self.model}, which is a network for {kind}, got {other}")
+        if self.camouflage is not None and self.takes_volumes:
+            raise ValueError(f"camouflage must be left out for {self.model}, which is a network for volumes")
         if self.folds < 1 or not 0 <= self.fold <= self.folds or (self.folds == 1 and self.fold):
             raise ValueError(f"fold must be from 0 to folds, and folds at least 1, got {self.fold} and {self.folds}")
         if not 0 <= self.mix_switch <= 1:
@@ -172,6 +178,12 @@ class Recognition(GradientTask):
 
     # Data and network
 
+    def _read(
+        self, source: str | Path | Sequence[str | Path], channels: int | None, *, labelled: bool = True
+    ) -> dict[str, ImageSet]:
+        """The sets of images of a source, on request without the camouflaged ones."""
+        return read_sets(source, channels, self.files, labelled=labelled, camouflage=self.camouflage)
+
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train as every gradient-trained task does, or, with ``folds``, once for each fold."""
         if self.folds > 1 and self.fold == 0:
@@ -192,7 +204,7 @@ class Recognition(GradientTask):
             DataError: the data cannot be read or cannot be used for training.
             CheckpointError: ``weights`` do not fit.
         """
-        self.splits = self._split(read_images(self.data, channels=self.channels, kind=self.files))
+        self.splits = self._split(self._read(self.data, self.channels))
         self.data_digest = _digest(self.splits)
         self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
         tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
@@ -438,7 +450,7 @@ class Recognition(GradientTask):
     def _held_out(self, data: str | Path | None) -> ImageSet:
         if data is None:
             if not self.splits:
-                splits = self._split(read_images(self.data, channels=self._channels(), kind=self.files))
+                splits = self._split(self._read(self.data, self._channels()))
                 if _digest(splits) != self.data_digest:
                     raise DataError(
                         f"the images of {self.data} are not those of the training, so which of them were held out "
@@ -446,7 +458,7 @@ class Recognition(GradientTask):
                     )
                 self.splits = splits
             return self.splits["test"].with_classes(self.classes)
-        sets = read_images(data, channels=self._channels(), kind=self.files)
+        sets = self._read(data, self._channels())
         images = next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
         return images.with_classes(self.classes)
 
@@ -462,7 +474,7 @@ class Recognition(GradientTask):
         """
         from convatlas.recognition.reports import prediction_report
 
-        sets = read_images(list(inputs), channels=self._channels(), labelled=False, kind=self.files)
+        sets = self._read(list(inputs), self._channels(), labelled=False)
         predictions = self.probabilities(joined(list(sets.values())))
         tell_skipped(predictions.skipped)
         predictions.write_csv(Path(folder) / "predictions.csv")

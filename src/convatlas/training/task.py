@@ -42,6 +42,10 @@ class Task(ABC):
     name: ClassVar[str]
     #: Verbs of the command line that the task serves.
     verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict")
+    #: Settings of the training that suit the task better than the general ones.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: What ``convatlas predict`` ends with: not 0 where what was found is an alarm.
+    exit_code: int = 0
 
     @abstractmethod
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
@@ -105,8 +109,6 @@ class GradientTask(Task):
     """
 
     verbs: ClassVar[tuple[str, ...]] = (*Task.verbs, "compare")
-    #: Settings of the training that suit the task better than the general ones.
-    defaults: ClassVar[Mapping[str, Any]] = {}
     #: The validation metric that chooses the best epoch, and whether more or less of it is better.
     monitor: ClassVar[tuple[str, Literal["max", "min"]]]
     #: Whether a step may leave parameters without a gradient, as those of a branch that it skips.

@@ -1,0 +1,1 @@
+"""Attacks on models and on what they are fed, and the defences against them."""
