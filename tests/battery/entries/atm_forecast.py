@@ -1,0 +1,18 @@
+"""The small networks that foretell a series."""
+
+from __future__ import annotations
+
+import torch
+
+from battery.subjects import Network
+
+
+def _rows(model, batch):
+    return (torch.randn(batch, model.config.lags + model.config.calendar),)
+
+
+NETWORKS = [
+    Network("forecast_lstm", {"hidden_channels": 5}, _rows),
+    Network("forecast_cnn", {"channels": 5, "fc_channels": 7}, _rows),
+    Network("forecast_cnn_lstm", {"channels": 5, "hidden_channels": 3}, _rows),
+]
