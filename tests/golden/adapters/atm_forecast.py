@@ -56,9 +56,7 @@ def _embedding(case: Case) -> dict[str, Any]:
         results[f"{name}_acf"] = autocorrelation(series, max_lag)
         for rule in get_args(LagRule):
             results[f"{name}_lag_{rule}"] = acf_lag(series, rule, max_lag) or -1
-        curves = cao_embedding(
-            series, tau, case.config["max_dim"], window=cao["theiler_window"], metric=cao["metric"]
-        )
+        curves = cao_embedding(series, tau, case.config["max_dim"], window=cao["theiler_window"], metric=cao["metric"])
         for key, curve in zip(("E", "Estar", "E1", "E2"), curves, strict=True):
             results[f"{name}_{key}"] = curve
         results[f"{name}_divergence_m{dim}_w{window}"] = divergence_curve(
