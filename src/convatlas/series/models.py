@@ -146,12 +146,12 @@ class _Table(Forecaster):
         x, y = self.features.table(values, calendar)
         m, rows = self.features.m, cut - self.features.reach
         self.scaler, self.target = Scaler.fit(x[:rows, :m]), Scaler.fit(y[:rows])
-        z, goal = self._standard(x), self.target(y)
+        z, goal = self._standard(x), self.target.apply(y)
         self.learn((z[:rows], goal[:rows]), (z[rows:], goal[rows:]))
 
     def _standard(self, rows: Array) -> Array:
         m = self.features.m
-        return np.concatenate([self.scaler(rows[:, :m]), rows[:, m:]], 1)
+        return np.concatenate([self.scaler.apply(rows[:, :m]), rows[:, m:]], 1)
 
     @abstractmethod
     def learn(self, train: tuple[Array, Array], validation: tuple[Array, Array]) -> None:
@@ -163,7 +163,7 @@ class _Table(Forecaster):
 
     def rolling(self, values: Array, calendar: Array, origins: Index) -> Array:
         reach = self.features.reach
-        window = np.concatenate([values[origins[:, None] - reach + np.arange(reach)], np.zeros((len(origins), 0))], 1)
+        window = values[origins[:, None] - reach + np.arange(reach)]
         steps = []
         for step in range(self.horizon):
             lags = window[:, ::-1][:, : reach : self.features.tau][:, : self.features.m]
@@ -288,7 +288,7 @@ class _UniRepLKNet(Forecaster):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network: Any = create_model("unireplknet_s_weather", **{**config, **options})
-        series = self.target(values)
+        series = self.target.apply(values)
         last = len(series) - self.horizon
         train = self._windows(series, calendar, np.arange(length, cut - self.horizon + 1))
         validation = self._windows(series, calendar, np.arange(cut, last + 1) if cut <= last else np.arange(0))
@@ -304,7 +304,7 @@ class _UniRepLKNet(Forecaster):
 
     @torch.inference_mode()
     def rolling(self, values: Array, calendar: Array, origins: Index) -> Array:
-        inputs = self._windows(self.target(values), calendar, origins, targets=False)
+        inputs = self._windows(self.target.apply(values), calendar, origins, targets=False)
         parts = [self.network(*(part[rows] for part in inputs)) for rows in torch.arange(len(origins)).split(256)]
         return self.target.inverse(torch.cat(parts)[..., 0].double().numpy())
 

@@ -129,7 +129,8 @@ class Scaler(NamedTuple):
         deviation = np.std(rows, 0)
         return cls(np.mean(rows, 0), np.where(deviation > 0, deviation, 1.0))
 
-    def __call__(self, rows: Array) -> Array:
+    def apply(self, rows: Array) -> Array:
+        """Standardise rows or values."""
         return (rows - self.mean) / self.scale
 
     def inverse(self, rows: Array) -> Array:

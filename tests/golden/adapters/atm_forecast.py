@@ -75,7 +75,7 @@ def _forecast(case: Case) -> dict[str, Any]:
     features = StateSpaceFeatures(tau=config["tau"], m=m)
     x, y = features.table(series, one_hot(case.inputs["day_of_week"].numpy(), 7))
     test, fit = len(y) - config["n_test"], len(y) - config["n_test"] - config["n_val"]
-    z = np.concatenate([Scaler.fit(x[:test, :m])(x[:, :m]), x[:, m:]], 1)
+    z = np.concatenate([Scaler.fit(x[:test, :m]).apply(x[:, :m]), x[:, m:]], 1)
     gmdh = GMDHRegressor(config["gmdh_keep"], config["gmdh_max_layers"])
     gmdh.fit(z[:fit, :m], y[:fit], (z[fit:test, :m], y[fit:test]))
     forecasts = {
