@@ -39,6 +39,7 @@ _PACKAGE = Path(__file__).parent
 #: Task name on the command line -> "module:class" below the package.
 TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
+    "forecasting": "series.forecasting:Forecasting",
     "operator-learning": "physics.operator_learning:OperatorLearning",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",

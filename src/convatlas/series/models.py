@@ -91,7 +91,6 @@ class _Arima(Forecaster):
 
     def fit(self, values: Array, calendar: Array, cut: int) -> None:
         model = require("statsmodels.tsa.arima.model", extra="series", purpose="ARIMA").ARIMA
-        tools = require("statsmodels.tsa.stattools", extra="series", purpose="ARIMA")
         if left := set(self.options) - {"order", "max_order"}:
             raise TypeError(f"arima takes the options order and max_order, got {', '.join(sorted(left))}")
         # One column of a one-hot calendar is the sum of the others: the constant stands for it.
@@ -102,9 +101,8 @@ class _Arima(Forecaster):
         if "order" in self.options:
             orders = [tuple(self.options["order"])]
         else:
-            differences, largest = 0, int(self.options.get("max_order", 5))
-            while differences < 2 and tools.adfuller(np.diff(values, differences))[1] > 0.05:
-                differences += 1
+            largest = int(self.options.get("max_order", 5))
+            differences = _differences(values)
             orders = [(p, differences, q) for p in range(largest + 1) for q in range(largest + 1)]
         found = []
         with warnings.catch_warnings():
@@ -137,6 +135,15 @@ class _Arima(Forecaster):
             future = None if exogenous is None else exogenous[origin : origin + self.horizon]
             rows.append(np.asarray(applied.forecast(self.horizon, exog=future)))
         return np.stack(rows)
+
+
+def _differences(values: Array) -> int:
+    """How often a series is differenced until the augmented Dickey-Fuller test finds no unit root, at most twice."""
+    tools = require("statsmodels.tsa.stattools", extra="series", purpose="ARIMA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the form of the result changes: its second entry does not
+        unit_root = [tools.adfuller(np.diff(values, count))[1] > 0.05 for count in (0, 1)]
+    return 0 if not unit_root[0] else 2 if unit_root[1] else 1
 
 
 class _Table(Forecaster):
