@@ -47,8 +47,8 @@ class Forecasting(Task):
 
     Attributes:
         data: CSV file, or ``cash_demand`` (simulated), ``sunspots``, ``co2`` or ``elnino``.
-        model: ``naive``, ``seasonal_naive``, ``arima``, ``rf``, ``svr``, ``mlp``, ``grnn``, ``gmdh``, ``lstm``, ``cnn``,
-            ``cnn_lstm`` or ``unireplknet``. The naive two are always measured beside it.
+        model: ``naive``, ``seasonal_naive``, ``arima``, ``rf``, ``svr``, ``mlp``, ``grnn``, ``gmdh``, ``lstm``,
+            ``cnn``, ``cnn_lstm`` or ``unireplknet``. The naive two are always measured beside it.
         options: of the model, e.g. ``{"n_estimators": 200}``; ``{"tune": true}`` searches a grid for a regressor.
         date_column, value_columns, id_column, date_format: of the file; the first column holds the dates and all others
             with numbers are series when left out.

@@ -72,8 +72,8 @@ def quality_section(results: Sequence[SeriesResult], level: float) -> Section:
         rows.append([model, means[0], spread, *(None if np.isnan(mean) else mean for mean in means[1:])])
     names = ["SMAPE [%]", "SMAPE, mean ± sd", "NRMSE", "MAE", "MAPE [%]", "Theil U"]
     caption = (
-        f"Means over {len(results)} series, {len(results[0].actual)} origins each, {horizon} steps ahead; each forecast "
-        "sees all true values before its origin."
+        f"Means over {len(results)} series, {len(results[0].actual)} origins each, {horizon} steps ahead; each "
+        "forecast sees all true values before its origin."
     )
     highlight = dict.fromkeys(("SMAPE [%]", "NRMSE", "MAE"), "min")
     each: list[list[Cell]] = []
@@ -151,7 +151,7 @@ def comparison_sections(results: Mapping[str, Sequence[SeriesResult]]) -> list[S
         forecasts["seasonal_naive"] = [r.forecasts["seasonal_naive"] for r in first]
     actual = [result.actual for result in first]
     errors = {name: [smape(a, f) for a, f in zip(actual, each, strict=True)] for name, each in forecasts.items()}
-    wins = {name: 0 for name in errors}
+    wins = dict.fromkeys(errors, 0)
     for values in zip(*errors.values(), strict=True):
         wins[min(zip(values, errors, strict=True))[1]] += 1
     ranked = sorted(errors, key=lambda name: statistics.fmean(errors[name]))
