@@ -39,7 +39,7 @@ def test_commands_of_the_guide(world):
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, line
     assert "seasonal_naive" in Path("run/report.json").read_text()
-    rows = list(csv.DictReader(open("ahead/cash_forecast.csv")))
+    rows = list(csv.DictReader(Path("ahead/cash_forecast.csv").read_text().splitlines()))
     assert len(rows) == 2 * 7
     assert rows[0]["time"] == "2024-05-30"
     assert float(rows[0]["low"]) < float(rows[0]["forecast"]) < float(rows[0]["high"])
