@@ -70,9 +70,10 @@ class SeriesSet:
 def next_times(last: np.datetime64, step: str, count: int) -> Times:
     """The ``count`` times of the grid after ``last``."""
     number, unit = step.split()
-    grid = np.datetime64(last, unit) + np.arange(1, count + 1) * np.timedelta64(int(number), unit)  # type: ignore[call-overload]
+    start = np.asarray(last).astype(f"datetime64[{unit}]")
+    grid = start + np.arange(1, count + 1) * np.timedelta64(int(number), unit)  # type: ignore[call-overload]
     if unit in ("M", "Y"):
-        day = np.datetime64(last, "D") - np.datetime64(last, unit).astype("datetime64[D]")
+        day = np.asarray(last).astype("datetime64[D]") - start.astype("datetime64[D]")
         grid = grid.astype("datetime64[D]") + day
     times: Times = grid.astype("datetime64[s]")
     return times

@@ -177,7 +177,7 @@ def _chaos_section(data: SeriesSet, held_out: int) -> Section:
     from convatlas.series.state_space import clean
 
     rows: list[list[Cell]] = []
-    curves = {}
+    curves: dict[str, Any] = {}
     for index, name in enumerate(data.names):
         values = clean(data.one(index)[1], period=data.period).values[:-held_out]
         found = analyse_chaos(values, max_dim=8)

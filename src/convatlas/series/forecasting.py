@@ -19,7 +19,7 @@ import torch
 from convatlas.data.series import SeriesSet, read_series
 from convatlas.errors import CheckpointError, DataError, Interrupted, Unsupported, unknown
 from convatlas.files import atomic_path, write_text
-from convatlas.report import Files, Lines, Report, Section, Table
+from convatlas.report import Cell, Files, Lines, Report, Section, Table
 from convatlas.series.metrics import smape
 from convatlas.series.models import MODELS
 from convatlas.series.pipeline import Embedding, ForecastPipeline
@@ -251,7 +251,9 @@ class Forecasting(Task):
         paths: dict[str, str] = {}
         sections = []
         for source in inputs:
-            data, rows, curves = self._read(source), [], {}
+            data = self._read(source)
+            rows: list[list[Cell]] = []
+            curves: dict[str, Any] = {}
             for index, name in enumerate(data.names):
                 pipeline, (times, values) = self._trained(name), data.one(index)
                 if data.step != pipeline.step:

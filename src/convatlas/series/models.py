@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import DataError, require, unknown
 from convatlas.networks.registry import create_model
-from convatlas.series.regressors import GRIDS, make_regressor, tuned
+from convatlas.series.regressors import GRIDS, GMDHRegressor, make_regressor, tuned
 from convatlas.series.state_space import Scaler, StateSpaceFeatures
 
 __all__ = ["MODELS", "Forecaster", "make_forecaster"]
@@ -95,7 +95,8 @@ class _Arima(Forecaster):
             raise TypeError(f"arima takes the options order and max_order, got {', '.join(sorted(left))}")
         # One column of a one-hot calendar is the sum of the others: the constant stands for it.
         self.columns = [c for c in range(calendar.shape[1]) if np.ptp(calendar[:, c]) > 0]
-        while self.columns and np.linalg.matrix_rank(self._exogenous(calendar, ones=True)) <= len(self.columns):
+        ones = np.ones((len(calendar), 1))
+        while self.columns and np.linalg.matrix_rank(np.c_[ones, calendar[:, self.columns]]) <= len(self.columns):
             self.columns = self.columns[1:]
         exogenous = self._exogenous(calendar)
         if "order" in self.options:
@@ -115,11 +116,8 @@ class _Arima(Forecaster):
                         raise DataError(f"ARIMA{order} cannot be fitted: {error}") from None
         self.fitted = min(found, key=lambda fitted: float(fitted.aic))
 
-    def _exogenous(self, calendar: Array, ones: bool = False) -> Array | None:
-        chosen = calendar[:, self.columns]
-        if ones:
-            return np.concatenate([np.ones((len(calendar), 1)), chosen], 1)
-        return chosen if self.columns else None
+    def _exogenous(self, calendar: Array) -> Array | None:
+        return calendar[:, self.columns] if self.columns else None
 
     def rolling(self, values: Array, calendar: Array, origins: Index) -> Array:
         exogenous = self._exogenous(calendar)
@@ -190,8 +188,8 @@ class _Regression(_Table):
         if options.pop("tune", False) and len(validation[1]):
             chosen = tuned(self.name, train, validation, self.seed, self.target.inverse)
             self.options = options = {**options, **chosen}
-        self.regressor: Any = make_regressor(self.name, self.seed, **options)
-        if self.name == "gmdh" and len(validation[1]):
+        self.regressor = make_regressor(self.name, self.seed, **options)
+        if isinstance(self.regressor, GMDHRegressor) and len(validation[1]):
             self.regressor.fit(*train, selection=validation)
         else:
             self.regressor.fit(*train)

@@ -141,7 +141,9 @@ class GMDHRegressor:
         for _ in range(self.max_layers):
             found = []
             for first, second in itertools.combinations(range(rows.shape[1]), 2):
-                weights = np.linalg.lstsq(_quadratic(rows, first, second), values, rcond=None)[0]
+                weights: Array = np.asarray(
+                    np.linalg.lstsq(_quadratic(rows, first, second), values, rcond=None)[0], np.float64
+                )
                 node = _Node(first, second, weights)
                 found.append((float(np.mean((_output(node, chosen_rows) - chosen) ** 2)), node))
             found = sorted(found, key=lambda entry: entry[0])[: self.keep]

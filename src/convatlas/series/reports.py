@@ -127,7 +127,12 @@ def chaos_section(results: Sequence[SeriesResult], gaps: Mapping[str, int]) -> S
         curves = tested.analysis.curves
         dims = range(1, 1 + len(curves.e1))
         parts.append(
-            Lines(f"Cao's curves of {tested.name}", "d", "ratio", {"E1": (dims, curves.e1), "E2": (dims, curves.e2)})
+            Lines(
+                f"Cao's curves of {tested.name}",
+                "d",
+                "ratio",
+                {"E1": (dims, curves.e1.tolist()), "E2": (dims, curves.e2.tolist())},
+            )
         )
         parts += [Note(f"{tested.name}: {note}.") for note in tested.analysis.notes]
     return Section("Chaos", parts)
