@@ -42,6 +42,7 @@ TASKS: dict[str, str] = {
     "denoising": "restoration.denoising:Denoising",
     "field-forecasting": "physics.field_forecasting:FieldForecasting",
     "lidar-detection": "geometry.lidar_detection:LidarDetection",
+    "forecasting": "series.forecasting:Forecasting",
     "operator-learning": "physics.operator_learning:OperatorLearning",
     "point-recognition": "geometry.point_clouds:PointRecognition",
     "point-segmentation": "geometry.point_clouds:PointSegmentation",

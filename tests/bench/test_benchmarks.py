@@ -18,9 +18,9 @@ from convatlas import catalog
 from convatlas.bench import (
     block_fusion,
     dcdm,
+    decamouflage,
     deform_attention,
     deform_conv,
-    decamouflage,
     depthwise,
     dilated_reparam,
     eca,

@@ -1,0 +1,1 @@
+"""Forecasting of time series: chaos analysis, state space, models side by side, evaluation."""
