@@ -23,7 +23,9 @@ from convatlas.training.measure import provenance
 __all__ = ["ADDITION", "MULTIPLY_ADD", "LayerEnergy", "energy_report", "layer_energies"]
 
 #: Energy of one operation in picojoules.
-MULTIPLY_ADD, ADDITION = 4.6, 0.9
+MULTIPLY_ADD = 4.6
+#: Of an addition.
+ADDITION = 0.9
 _LAYERS = (SparseConvolution, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
