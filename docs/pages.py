@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ def on_pre_build(config: Any) -> None:
     """Called by mkdocs: write one page a system and their index."""
     folder = HERE / "systems"
     folder.mkdir(exist_ok=True)
+    described = set(re.findall(r"^::: (\S+)", (HERE / "reference.md").read_text(encoding="utf-8"), re.MULTILINE))
     for card in cards().values():
-        _write(folder / f"{card.slug}.md", _page(card))
+        _write(folder / f"{card.slug}.md", _page(card, described))
     _write(folder / "index.md", _index())
 
 
@@ -37,7 +39,8 @@ def _index() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _page(card: Card) -> str:
+def _page(card: Card, described: set[str]) -> str:
+    """The page of a system; what other pages have ``described`` already is linked to, and what it describes added."""
     lines = [f"# {card.slug}", "", card.purpose, ""]
     for paper in card.papers:
         link = f"[arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}) ({paper.year})" if paper.arxiv else None
@@ -63,7 +66,12 @@ def _page(card: Card) -> str:
     lines += ["## Reference", ""]
     for module, names in card.public().items():
         for name in names:
-            lines += [f"::: {module}.{name}", "    options:", "      heading_level: 3", ""]
+            full = f"{module}.{name}"
+            if described & {module, full}:
+                lines += [f"[`{full}`][{full}]", ""]
+            else:
+                described.add(full)
+                lines += [f"::: {full}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
 
 

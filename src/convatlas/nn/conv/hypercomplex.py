@@ -326,8 +326,8 @@ class PHConvTranspose2d(_PHConvTranspose, nn.ConvTranspose2d):
     multiplied from the same side.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as torch's transposed convolution takes them.
+        in_channels, out_channels, kernel_size, stride, padding: as torch's transposed convolution takes them.
+        output_padding, groups, bias, dilation, padding_mode, device, dtype: the same.
         n, algebra: as `PHConv2d` takes them.
 
     Raises:

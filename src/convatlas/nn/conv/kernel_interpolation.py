@@ -232,8 +232,8 @@ class KernelInterpolatedConvTranspose2d(_KernelInterpolated, nn.ConvTranspose2d)
     On other grids its result has ``stride`` times the points of its input.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as torch's transposed convolution takes them.
+        in_channels, out_channels, kernel_size, stride, padding: as torch's transposed convolution takes them.
+        output_padding, groups, bias, dilation, padding_mode, device, dtype: the same.
         base_resolution, interpolation: as in `KernelInterpolatedConv2d`.
     """
 

@@ -290,8 +290,8 @@ class OneWayConvTranspose2d(_OneWayConvTranspose, nn.ConvTranspose2d):
     """Transposed convolution of an image with K[i,o,u,v] = sum_r channel[r,o,i] axis0[r,o,u] axis1[r,o,v].
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as torch's transposed convolution takes them.
+        in_channels, out_channels, kernel_size, stride, padding: as torch's transposed convolution takes them.
+        output_padding, groups, bias, dilation, padding_mode, device, dtype: the same.
         rank, format, evaluation: as `OneWayConv2d` takes them.
 
     Raises:

@@ -111,8 +111,8 @@ class CQT1992(ConstantQ):
         trainable_CQT: train the spectra.
         legacy_spectra: nnAudio's numbers: phases have the sign opposite to that of complex output, and
             ``convolutional`` is larger by W.
-        sr, hop_length, fmin, fmax, n_bins, bins_per_octave, filter_scale, output_format, norm, window, center,
-            pad_mode, verbose, dtype, device: as `CQT1992v2` takes them.
+        sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
+        bins_per_octave, filter_scale, output_format, norm, window, center, pad_mode, verbose, dtype, device: the same.
 
     Raises:
         ValueError: an argument is out of range or unknown, or the top bin lies above half the sample rate.

@@ -147,8 +147,8 @@ class CQT2010(_MultiRate):
         legacy_downsample: nnAudio's scale after an early decimation by f, smaller by sqrt(f).
         legacy_spectra: nnAudio's numbers: imaginary parts have the opposite sign, and ``convolutional`` is larger by
             the samples of a kernel.
-        sr, hop_length, fmin, fmax, n_bins, bins_per_octave, window, pad_mode, filter_scale, output_format, verbose,
-            dtype, device: as `CQT1992v2` takes them.
+        sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
+        bins_per_octave, window, pad_mode, filter_scale, output_format, verbose, dtype, device: the same.
 
     Raises:
         ValueError: an argument is out of range or unknown, or the top bin lies above half the sample rate.
@@ -221,8 +221,8 @@ class CQT2010v2(_MultiRate):
         rounded_hop: put each frame of each octave at the sample nearest to its time, for any hop_length; otherwise the
             hop is halved and rounded down from octave to octave.
         legacy_downsample: nnAudio's scale after an early decimation by f, larger by sqrt(f).
-        sr, hop_length, fmin, fmax, n_bins, filter_scale, bins_per_octave, window, pad_mode, output_format, verbose,
-            dtype, device: as `CQT1992v2` takes them.
+        sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
+        filter_scale, bins_per_octave, window, pad_mode, output_format, verbose, dtype, device: the same.
 
     Raises:
         ValueError: an argument is out of range or unknown, or the top bin lies above half the sample rate.
@@ -285,8 +285,8 @@ class VQT(_MultiRate):
             hop is halved and rounded down from octave to octave.
         legacy_downsample: after an early decimation by f, nnAudio's scale and its kernels, made for the rate before
             it, which find frequencies that are lower by f.
-        sr, hop_length, fmin, fmax, n_bins, filter_scale, bins_per_octave, window, pad_mode, output_format, verbose,
-            dtype, device: as `CQT1992v2` takes them.
+        sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
+        filter_scale, bins_per_octave, window, pad_mode, output_format, verbose, dtype, device: the same.
 
     Raises:
         ValueError: an argument is out of range or unknown, or the top bin lies above half the sample rate.
