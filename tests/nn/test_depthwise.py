@@ -60,12 +60,12 @@ def test_other_groups_are_refused():
 
 
 def test_layout_of_the_input_is_kept():
-    x, weight = torch.randn(2, 3, 15, 14), torch.randn(3, 1, 11, 11)
-    assert chosen("depthwise_conv", x, weight, None, (1, 1), (5, 5), (1, 1)) == "channels_last"
-    assert depthwise_conv(x, weight, padding=5).is_contiguous()
+    x, weight = torch.randn(2, 3, 15, 14), torch.randn(3, 1, 17, 17)
+    assert chosen("depthwise_conv", x, weight, None, (1, 1), (8, 8), (1, 1)) == "channels_last"
+    assert depthwise_conv(x, weight, padding=8).is_contiguous()
     moved = x.contiguous(memory_format=torch.channels_last)
-    assert depthwise_conv(moved, weight, padding=5).is_contiguous(memory_format=torch.channels_last)
-    assert depthwise_conv(x[:0], weight, padding=5).shape == (0, 3, 15, 14)
+    assert depthwise_conv(moved, weight, padding=8).is_contiguous(memory_format=torch.channels_last)
+    assert depthwise_conv(x[:0], weight, padding=8).shape == (0, 3, 15, 14)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Depthwise convolution of any kernel size, in the memory layout in which the processor is fast.
 
 Torch computes a depthwise convolution on a CPU by one of several kernels of oneDNN, chosen by layout and size. In the
-usual layout (B, C, H, W) kernels wider than nine taps fall to one that is an order of magnitude slower, and so does the
-backward pass of kernels from about five; with channels last, or with the long side of the kernel upright, neither
-happens. The changes of layout cost far less than they save. For large kernels with a dilation, zeros in the gaps of the
-kernel cost less than the dilation does.
+usual layout (B, C, H, W) kernels wider than nine taps (13 with AVX-512) fall to one that is an order of magnitude
+slower, and so does the backward pass of kernels from about five; with channels last, or with the long side of the
+kernel upright, neither happens. The changes of layout cost far less than they save. For large kernels with a dilation,
+zeros in the gaps of the kernel cost less than the dilation does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from convatlas.ops.backend import Backends
 
 __all__ = ["depthwise_conv"]
 
-#: Longest row of taps that oneDNN's fast kernels for (B, C, H, W) take.
-_LONGEST_ROW = 9
+#: Longest row of taps that oneDNN's fast kernels for (B, C, H, W) take; it follows the vectors of the processor.
+_LONGEST_ROW = 13 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 9
 #: Shortest row of taps that is slower with a dilation than with zeros in its gaps.
 _SHORTEST_FILLED = 7
 #: Shortest kernel whose backward pass is faster with channels last.

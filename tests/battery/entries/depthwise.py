@@ -45,7 +45,7 @@ OPERATORS = [
             "torch": _single(_example((7, 5), (3, 3))),
             "channels_last": _single(_example((7, 5), (5, 5)), trained=True),
             "filled": _single(_example((9, 7), (7, 9), dilation=2)),
-            "turned": _single(_example((3, 15), (1, 11))),
+            "turned": _single(_example((3, 19), (1, 17))),
         },
         refused={
             "channels_last": _example((9,), (3,)),
