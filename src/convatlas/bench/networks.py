@@ -82,7 +82,8 @@ def _sides(name: str, batch: int, what: str, device: torch.device) -> dict[str, 
     with contextlib.suppress(Unsupported):
         networks[MERGED] = merge(built, inputs).model
     for key, source in ((LAST, BUILT), (BOTH, MERGED)):
-        if source in networks:
+        # Torch has channels last for the weights of images only.
+        if source in networks and not any(weight.dim() == 5 for weight in networks[source].parameters()):
             moved = copy.deepcopy(networks[source]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             networks[key] = moved
     if theirs is not None:
