@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ __all__ = ["DCTConv", "DFTConv"]
 Box = tuple[Any, ...]
 
 
-class _TransformConv(nn.Module):
+class _TransformConv(nn.Module, ABC):
     """What both have in common: a block of weights for each corner of the spectrum.
 
     On all axes but the last a block holds either the first modes or the last ones, which are the negative frequencies
@@ -67,9 +68,9 @@ class _TransformConv(nn.Module):
         return int(2 ** (len(self.modes) - 1))
 
     @property
+    @abstractmethod
     def _counted(self) -> float:
         """Modes that have weights, each as often as its variance reaches the field."""
-        raise NotImplementedError
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != len(self.modes) + 2 or x.shape[1] != self.in_channels:

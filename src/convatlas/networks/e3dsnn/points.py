@@ -11,6 +11,7 @@ Their last layer is a convolution of one tap whose weights spconv reads in anoth
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,8 +82,8 @@ class E3DSNNConfig(NetworkConfig):
         if len(self.dims) != len(self.depths) or min(self.dims, default=0) < 1 or min(self.depths) < 0:
             raise ValueError(f"dims and depths must be as many positive numbers, got {self.dims} and {self.depths}")
 
-    def build(self) -> E3DSNN:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self) -> E3DSNN: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -60,8 +61,8 @@ class _Config(FieldNetworkConfig):
         """Modes of each axis that have weights."""
         return each_axis(self.modes, self.dims)
 
-    def _most(self) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def _most(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

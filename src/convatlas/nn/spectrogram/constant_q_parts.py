@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ __all__ = ["ConstantQ", "Normalization", "by_spectra", "correlated", "keep_kerne
 Normalization = Literal["librosa", "convolutional", "wrap"]
 
 
-class ConstantQ(SpectrogramLayer):
+class ConstantQ(SpectrogramLayer, ABC):
     """What all of them do: validate, transform, normalise, put into the format that is asked for."""
 
     lengths: Tensor
@@ -51,9 +52,9 @@ class ConstantQ(SpectrogramLayer):
         """Frequency of each bin in Hz, (n_bins,)."""
         return self.bins.frequencies
 
+    @abstractmethod
     def transform(self, x: Tensor) -> Tensor:
         """Real and imaginary parts (B, n_bins, T, 2) of signals (B, L), without normalisation."""
-        raise NotImplementedError
 
     def gain(self, normalization_type: str) -> float:
         """A factor of the normalisation that is common to all bins."""

@@ -6,6 +6,7 @@ Outputs are those of `convatlas.nn.spectrogram.constant_q`.
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -93,9 +94,9 @@ class _MultiRate(ConstantQ):
         """Samples of the signal for one sample of the lowest octave."""
         return self.downsample_factor << (self.bins.octaves - 1)
 
+    @abstractmethod
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
         """Real and imaginary parts of octave ``number``, 0 is the highest, of a signal at its rate."""
-        raise NotImplementedError
 
     def transform(self, x: Tensor) -> Tensor:
         """Real and imaginary parts (B, n_bins, T, 2) of signals (B, L), without normalisation."""
