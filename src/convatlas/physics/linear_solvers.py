@@ -178,11 +178,18 @@ def pcg(
 ) -> SolveResult:
     """Preconditioned conjugate gradients; ``preconditioner(r)`` approximates A^-1 r. See `cg`."""
     problem = Problem(A, b, x0, tol=tol, max_iter=max_iter, callback=callback)
+    return _preconditioned(problem, preconditioner)
+
+
+def _preconditioned(
+    problem: Problem, precondition: Preconditioner, deflate: Callable[[Tensor], Tensor] | None = None
+) -> SolveResult:
+    """Conjugate directions from preconditioned, and where wanted deflated, residuals."""
     p, last = torch.zeros_like(problem.b), torch.ones_like(problem.b[0])
     for _ in problem.iterations():
-        z = preconditioner(problem.r)
+        z = precondition(problem.r)
         product = problem.r @ z
-        p = z + p * (product / last)
+        p = (z if deflate is None else deflate(z)) + p * (product / last)
         last = product
         curvature = p @ problem.A(p)
         if not float(curvature) > 0:
@@ -229,18 +236,7 @@ def deflated_pcg(
     AW = problem.A(W)
     coarse = torch.linalg.inv(W @ AW.T)
     problem.advance((coarse @ (W @ problem.r)) @ W)  # counts as an iteration
-    p, last = torch.zeros_like(problem.b), torch.ones_like(problem.b[0])
-    for _ in problem.iterations():
-        z = precondition(problem.r)
-        product = problem.r @ z
-        p = z - (coarse @ (AW @ z)) @ W + p * (product / last)
-        last = product
-        curvature = p @ problem.A(p)
-        if not float(curvature) > 0:
-            problem.give_up(float(curvature))
-            break
-        problem.advance(p * (product / curvature))
-    return problem.result()
+    return _preconditioned(problem, precondition, lambda z: z - (coarse @ (AW @ z)) @ W)
 
 
 def gauss_seidel(
