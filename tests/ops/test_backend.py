@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convatlas.errors import UnknownName, Unsupported
 from convatlas.ops import backend
-from convatlas.ops.backend import Backends, chosen
+from convatlas.ops.backend import Backends, chosen, plainly
 
 
 @pytest.fixture
@@ -50,3 +50,21 @@ def test_unknown_names_answer_with_the_nearest(doubling: Backends):
         doubling.run("naiv", torch.ones(4))
     with pytest.raises(UnknownName, match="unknown operator 'doublin': did you mean doubling"):
         chosen("doublin", torch.ones(4))
+
+
+def test_plainly_auto_takes_the_form_of_plain_torch(doubling: Backends):
+    even = torch.ones(4, dtype=torch.float64)
+
+    @doubling.register("torch", refuses=lambda x: "too long" if len(x) > 4 else None)
+    def _torch(x: Tensor) -> Tensor:
+        return torch.mul(x, 2) - 1e-9
+
+    with plainly():
+        assert chosen("doubling", even) == "torch"
+        assert chosen("doubling", torch.ones(6)) == "naive"  # the form of torch refuses it
+        assert doubling.run("auto", even)[0] == 2 - 1e-9
+        assert doubling.run("fast", even)[0] == 2 + 1e-9
+    assert chosen("doubling", even) == "fast"
+    with pytest.raises(RuntimeError, match="on purpose"), plainly():
+        raise RuntimeError("on purpose")
+    assert chosen("doubling", even) == "fast"

@@ -1,4 +1,4 @@
-"""Whole networks: merged beside as built, both memory layouts, and timm's with the same weights where it imports."""
+"""Whole networks beside their composition in plain torch, merged, in both layouts, and beside timm where it imports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from convatlas.bench.ratio import Call, Case, compare, report
+from convatlas.bench.ratio import Bar, Call, Case, compare, report
 from convatlas.catalog import model_module
 from convatlas.errors import CheckpointError, Unsupported
 from convatlas.networks.registry import create_model
+from convatlas.ops.backend import plainly
 from convatlas.report import Report
 from convatlas.surgery import merge
 from convatlas.weights import load_weights
@@ -34,10 +35,30 @@ TIMM = {
     "mobilenet_v2": "mobilenetv2_100",
 }
 BUILT, MERGED, LAST, BOTH, THEIRS = "as built", "merged", "channels last", "merged, channels last", "timm"
+PLAIN = "plain torch"
 #: What is compared with what: (ours, theirs).
-PAIRS = ((MERGED, BUILT), (LAST, BUILT), (BOTH, BUILT), (BUILT, THEIRS), (BOTH, THEIRS))
+PAIRS = ((BUILT, PLAIN), (MERGED, BUILT), (LAST, BUILT), (BOTH, BUILT), (BUILT, THEIRS), (BOTH, THEIRS))
 #: Float32 through dozens of layers, along another way.
 TOLERANCE = 1e-3
+BARS = [
+    Bar(
+        statement=f"No network is slower than its composition in plain torch, {what}",
+        published="nothing is published; a fast form has to pay",
+        theirs=PLAIN,
+        at_least=0.95,
+        what=what,
+    )
+    for what in ("forward", "forward and backward")
+] + [
+    Bar(
+        statement="No network is slower merged than as it is built",
+        published="what is merged computes less",
+        theirs=BUILT,
+        ours=MERGED,
+        at_least=0.95,
+        what="forward",
+    )
+]
 
 
 def run(
@@ -47,7 +68,7 @@ def run(
 
     Args:
         threads: numbers of threads to measure with; by default 1 and 2.
-        quick: one sample, and only forward.
+        quick: one sample, and fewer rounds.
         models: names as `create_model` takes them.
         batch: samples of one pass.
 
@@ -62,23 +83,24 @@ def run(
     samples = 1 if quick else batch
     cases = [
         Case(f"{name}, batch {samples}", what, partial(_sides, name, samples, what), PAIRS, tolerance=TOLERANCE)
-        for what in (("forward",) if quick else ("forward", "forward and backward"))
+        for what in ("forward", "forward and backward")
         for name in models
     ]
     notes = [
-        "All networks are in evaluation mode with random weights, on inputs of the published size. The backward pass "
+        "All networks are in evaluation mode with random weights, on inputs of the published size. Plain torch: the "
+        "same network, each operator in the form of torch's own calls or its literal definition. The backward pass "
         "goes to the input and to all weights, of which merging leaves fewer; the gradient of the input is compared."
     ]
     if importlib.util.find_spec("timm") is None:
         notes.append("timm is not installed here, so it is not compared with.")
-    return report("networks", compare(cases, threads=threads, quick=quick), [], *notes, quick=quick)
+    return report("networks", compare(cases, threads=threads, quick=quick), BARS, *notes, quick=quick)
 
 
 def _sides(name: str, batch: int, what: str, device: torch.device) -> dict[str, Call]:
     built = create_model(name).to(device).eval()
     inputs: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.to(device), built.example_inputs(batch))  # type: ignore[operator]
     theirs = _of_timm(name, built)
-    networks = {BUILT: built}
+    networks = {BUILT: built, PLAIN: built}
     with contextlib.suppress(Unsupported):
         networks[MERGED] = merge(built, inputs).model
     for key, source in ((LAST, BUILT), (BOTH, MERGED)):
@@ -88,10 +110,11 @@ def _sides(name: str, batch: int, what: str, device: torch.device) -> dict[str, 
             networks[key] = moved
     if theirs is not None:
         networks[THEIRS] = theirs.to(device).eval()
-    return {
+    calls = {
         key: _call(network, _laid_out(inputs, "channels last" in key), backward=what != "forward")
         for key, network in networks.items()
     }
+    return {**calls, PLAIN: _plain(calls[PLAIN])}
 
 
 def _laid_out(inputs: tuple[Any, ...], last: bool) -> tuple[Any, ...]:
@@ -118,6 +141,14 @@ def _call(network: nn.Module, inputs: tuple[Any, ...], *, backward: bool) -> Cal
         return list(torch.autograd.grad(result, wanted)[: len(leaves)])  # type: ignore[arg-type]
 
     return both
+
+
+def _plain(call: Call) -> Call:
+    def plain() -> Any:
+        with plainly():
+            return call()
+
+    return plain
 
 
 def _of_timm(name: str, ours: nn.Module) -> nn.Module | None:

@@ -123,6 +123,7 @@ class Bar:
         statement: the claim in one sentence.
         published: what is said elsewhere, with its numbers.
         theirs: the side that is compared with.
+        ours: the side that is compared; any if it is left out.
         at_least: smallest ratio of the times.
         kept_at_most: largest share of the bytes kept for the backward pass. One of the two is given.
         what, group: the cases that it holds for.
@@ -132,6 +133,7 @@ class Bar:
     statement: str
     published: str
     theirs: str
+    ours: str = ""
     at_least: float | None = None
     kept_at_most: float | None = None
     what: str
@@ -391,7 +393,7 @@ def judge(rows: Sequence[Row], bars: Sequence[Bar]) -> list[Claim]:
 
 def _meant(bar: Bar, row: Row) -> bool:
     named = (row.theirs, row.case.what, row.case.group, row.place.device)
-    return named == (bar.theirs, bar.what, bar.group, bar.device)
+    return named == (bar.theirs, bar.what, bar.group, bar.device) and bar.ours in ("", row.ours)
 
 
 def _claim(bar: Bar, place: Place, rows: list[Row]) -> Claim:

@@ -7,7 +7,8 @@ name either runs or says why it cannot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from convatlas.errors import Unsupported, unknown
 
-__all__ = ["OPERATORS", "Backends", "chosen"]
+__all__ = ["OPERATORS", "Backends", "chosen", "plainly"]
 
 #: Every operator by name, filled as the modules of `convatlas.ops` are imported.
 OPERATORS: dict[str, Backends] = {}
+
+#: Backends that are what code in plain torch would call, where an operator has one of them; else it is the literal one.
+_PLAIN = ("torch", "conv1d", "conv")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,20 @@ class Backends:
         """The backend that ``auto`` takes for these arguments."""
         return self._auto(*args)
 
+    def plain(self, *args: Any) -> str:
+        """The backend that does what code in plain torch would do: its own call, or the literal definition."""
+        served = (name for name in _PLAIN if name in self._implementations and self.refusal(name, *args) is None)
+        return next(served, self.names[0])
+
+    @contextmanager
+    def choosing(self, auto: Callable[..., str]) -> Iterator[None]:
+        """Within, ``auto`` is decided by another function of the operator's positional arguments."""
+        before, self._auto = self._auto, auto
+        try:
+            yield
+        finally:
+            self._auto = before
+
     def run(self, backend: str, *args: Any) -> Tensor:
         """Run the operator on its positional arguments.
 
@@ -86,3 +104,15 @@ def chosen(operator: str, *args: Any) -> str:
     if operator not in OPERATORS:
         raise unknown("operator", operator, OPERATORS)
     return OPERATORS[operator].choose(*args)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within, ``auto`` takes the plain form of every operator that has been imported: what the fast ones stand beside.
+
+    For measuring, and for finding out whether a fast form is at fault. It holds for all threads of the process.
+    """
+    with ExitStack() as stack:
+        for operator in OPERATORS.values():
+            stack.enter_context(operator.choosing(operator.plain))
+        yield
