@@ -38,8 +38,8 @@ BUILT, MERGED, LAST, BOTH, THEIRS = "as built", "merged", "channels last", "merg
 PLAIN = "plain torch"
 #: What is compared with what: (ours, theirs).
 PAIRS = ((BUILT, PLAIN), (MERGED, BUILT), (LAST, BUILT), (BOTH, BUILT), (BUILT, THEIRS), (BOTH, THEIRS))
-#: Float32 through dozens of layers, along another way.
-TOLERANCE = 1e-3
+#: Float32 through dozens of layers, along another way; in the backward pass a rectifier near zero may also turn.
+TOLERANCES = {"forward": 1e-3, "forward and backward": 1e-2}
 BARS = [
     Bar(
         statement=f"No network is slower than its composition in plain torch, {what}",
@@ -48,7 +48,7 @@ BARS = [
         at_least=0.95,
         what=what,
     )
-    for what in ("forward", "forward and backward")
+    for what in TOLERANCES
 ] + [
     Bar(
         statement="No network is slower merged than as it is built",
@@ -82,8 +82,8 @@ def run(
         raise ValueError("models must be one name or several, got none")
     samples = 1 if quick else batch
     cases = [
-        Case(f"{name}, batch {samples}", what, partial(_sides, name, samples, what), PAIRS, tolerance=TOLERANCE)
-        for what in ("forward", "forward and backward")
+        Case(f"{name}, batch {samples}", what, partial(_sides, name, samples, what), PAIRS, tolerance=tolerance)
+        for what, tolerance in TOLERANCES.items()
         for name in models
     ]
     notes = [
@@ -138,7 +138,9 @@ def _call(network: nn.Module, inputs: tuple[Any, ...], *, backward: bool) -> Cal
 
     def both() -> list[Tensor]:
         result = sum(x.float().square().sum() for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor))
-        return list(torch.autograd.grad(result, wanted)[: len(leaves)])  # type: ignore[arg-type]
+        # A published layout may hold parameters that its forward pass does not use.
+        gradients = torch.autograd.grad(result, wanted, allow_unused=True)  # type: ignore[arg-type]
+        return [gradient for gradient in gradients[: len(leaves)] if gradient is not None]
 
     return both
 

@@ -1,10 +1,10 @@
 """Depthwise convolution of any kernel size, in the memory layout in which the processor is fast.
 
 Torch computes a depthwise convolution on a CPU by one of several kernels of oneDNN, chosen by layout and size. In the
-usual layout (B, C, H, W) kernels wider than nine taps (13 with AVX-512) fall to one that is an order of magnitude
-slower, and so does the backward pass of kernels from about five; with channels last, or with the long side of the
-kernel upright, neither happens. The changes of layout cost far less than they save. For large kernels with a dilation,
-zeros in the gaps of the kernel cost less than the dilation does.
+usual layout (B, C, H, W) kernels whose row spans more than nine positions, its dilation included (13 with AVX-512),
+fall to one that is an order of magnitude slower, and so does the backward pass of kernels from about five; with
+channels last, or with the long side of the kernel upright, neither happens. The changes of layout cost far less than
+they save. For large kernels with a dilation, zeros in the gaps of the kernel cost less than the dilation does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from convatlas.ops.backend import Backends
 
 __all__ = ["depthwise_conv"]
 
-#: Longest row of taps that oneDNN's fast kernels for (B, C, H, W) take; it follows the vectors of the processor.
-_LONGEST_ROW = 13 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 9
-#: Shortest row of taps that is slower with a dilation than with zeros in its gaps.
+_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: Longest row, in positions, that oneDNN's fast kernels for (B, C, H, W) take; it follows the vectors of the processor.
+_LONGEST_ROW = 13 if _AVX512 else 9
+#: Shortest kernel, in taps, whose backward pass is faster with zeros in its gaps; with AVX-512 none is.
 _SHORTEST_FILLED = 7
-#: Shortest kernel whose backward pass is faster with channels last.
+#: Shortest kernel, in positions, whose backward pass is faster with channels last.
 _SHORTEST_TRAINED = 5
+#: Largest kernel, over the width of the map, whose backward pass is with AVX-512; it is 3 to 10 times slower beyond.
+_LARGEST_TRAINED = 1.2
 
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -42,18 +45,34 @@ def _auto(
     # A captured graph must serve every size, and may run elsewhere.
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() == 5:
         return "torch"
-    *rows, row = weight.shape[2:]
-    column = rows[0] if rows else 1
-    if x.dim() == 4 and min(row, column) >= _SHORTEST_FILLED and max(dilation) > 1:
-        return "filled"
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if x.dim() == 3:
+        return "turned" if weight.shape[2] > _LONGEST_ROW else "torch"
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _auto_trained(x, weight, dilation)
+    column, row = (gap * (taps - 1) + 1 for gap, taps in zip(dilation, weight.shape[2:], strict=True))
+    if row <= _LONGEST_ROW:
         return "torch"
-    if row > _LONGEST_ROW and column == 1:
-        return "turned"
-    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if x.dim() == 4 and (row > _LONGEST_ROW or (trained and min(row, column) >= _SHORTEST_TRAINED)):
-        return "channels_last"
-    return "torch"
+    if max(dilation) > 1 and column > 1:
+        return "filled"
+    return _auto_long(x, column)
+
+
+def _auto_trained(x: Tensor, weight: Tensor, dilation: tuple[int, ...]) -> str:
+    shortest = min(weight.shape[2:])
+    column, row = (gap * (taps - 1) + 1 for gap, taps in zip(dilation, weight.shape[2:], strict=True))
+    if column == 1:
+        return _auto_long(x, column) if row > _LONGEST_ROW else "torch"
+    if max(dilation) > 1 and not _AVX512:
+        return "filled" if shortest >= _SHORTEST_FILLED else "torch"
+    if min(column, row) < _SHORTEST_TRAINED or (_AVX512 and row > _LARGEST_TRAINED * x.shape[3]):
+        return "torch"
+    return _auto_long(x, column)
+
+
+def _auto_long(x: Tensor, column: int) -> str:
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return "torch"
+    return "turned" if column == 1 else "channels_last"
 
 
 _backends = Backends("depthwise_conv", auto=_auto)
