@@ -100,9 +100,9 @@ def _grouped(
 ) -> Tensor:
     batch, out = weight.shape[:2]
     joined = x.reshape(1, batch * x.shape[1], *x.shape[2:])
-    y = _CONVS[x.dim() - 2](joined, weight.flatten(0, 1), None, stride, padding, dilation, batch * groups)
-    y = y.view(batch, out, *y.shape[2:])
-    return y if bias is None else y + bias.view(-1, *(1,) * (x.dim() - 2)).to(y.dtype)
+    biases = None if bias is None else bias.repeat(batch)
+    y = _CONVS[x.dim() - 2](joined, weight.flatten(0, 1), biases, stride, padding, dilation, batch * groups)
+    return y.view(batch, out, *y.shape[2:])
 
 
 def _refuses_matmul(

@@ -362,10 +362,13 @@ class FDConv2d(nn.Module):
             weight = weight * (filters[:, :, None] * channels[:, None])[..., None, None]
         elif channels is not None:
             x = x * channels[:, :, None, None]
-        y = per_sample_conv(x, weight.to(x.dtype), None, self.stride, self.padding, self.dilation)
-        if not on_weight and filters is not None:
+        scaled_after = not on_weight and filters is not None
+        bias = None if scaled_after or self.bias is None else self.bias.to(x.dtype)
+        y = per_sample_conv(x, weight.to(x.dtype), bias, self.stride, self.padding, self.dilation)
+        if scaled_after:
             y = y * filters[:, :, None, None]
-        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+            y = y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+        return y
 
     def extra_repr(self) -> str:
         """Show the geometry and the number of groups."""
