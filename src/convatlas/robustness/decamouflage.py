@@ -63,6 +63,8 @@ _FILTERS = {"min": minimum_filter, "max": maximum_filter}
 #: Threshold of the spectrum for pictures of 224 x 224.
 _BASE, _BASE_STEP, _HIGHEST_BASE = 230.0, 5.0, 300.0
 _SSIM_WINDOW = 11
+#: Rows of pictures that are compared at once.
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,11 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
         x: (..., C, H, W).
         y: of the same shape.
     """
-    difference = x.to(torch.float32) - y.to(torch.float32)  # exact for bytes, and so are their squares
-    return difference.square_().sum((-3, -2, -1), dtype=torch.float64) / (x.shape[-2] * x.shape[-1])
+    total = torch.zeros(x.shape[:-3], dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(_ROWS_AT_ONCE, -2), y.split(_ROWS_AT_ONCE, -2), strict=True):
+        difference = a.to(torch.float32) - b.to(torch.float32)  # exact for bytes, and so are their squares
+        total += difference.square_().sum((-3, -2, -1), dtype=torch.float64)
+    return total / (x.shape[-2] * x.shape[-1])
 
 
 def _finite(scores: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
