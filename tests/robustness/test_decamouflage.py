@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from convatlas.cli.main import main
-from convatlas.data.images import read_images
 from convatlas.errors import DataError
-from convatlas.recognition.task import Recognition
 from convatlas.robustness.camouflage import Camouflage
 from convatlas.robustness.decamouflage import (
     METRICS,
@@ -25,42 +22,10 @@ from convatlas.robustness.decamouflage import (
     reconstruct,
     squared_error,
     white_box_threshold,
-    without_camouflaged,
 )
 from convatlas.robustness.detection_quality import area_under_curve, error_rates
-from convatlas.robustness.scaling_attack import Scaler, ScalingAttack, planes
-
-SIZE = (12, 12)
-
-
-def picture(seed: int, shape: tuple[int, int] = (48, 48)) -> np.ndarray:
-    """Smooth waves with a little noise."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[: shape[0], : shape[1]] / 48
-    waves = [np.sin(a * x + b * y + c) for a, b, c in random.uniform(-6, 6, (3, 3))]
-    return (np.stack(waves, 2) * 90 + 128 + random.normal(0, 2, (*shape, 3))).clip(0, 255).astype(np.uint8)
-
-
-def attack(seed: int) -> np.ndarray:
-    return ScalingAttack().generate(picture(seed), picture(seed + 100, SIZE))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    for kind, make in (("benign", picture), ("attack", attack)):
-        (root / kind).mkdir()
-        for seed in range(10):
-            Image.fromarray(make(seed)).save(root / kind / f"{seed}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def calibrated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--data", str(folder / "benign"), "--attacks", str(folder / "attack"), "--size", "[12, 12]"]
-    assert main(["train", "camouflage", *words, "--run", str(run)]) == 0
-    return run
+from convatlas.robustness.scaling_attack import Scaler, planes
+from robustness.pictures import SIZE, attack, picture
 
 
 def test_white_box_takes_the_first_best_candidate() -> None:
@@ -231,18 +196,3 @@ def test_what_a_calibration_cannot_do_is_said(folder: Path, tmp_path: Path, caps
     ):
         with pytest.raises(ValueError, match=error):
             Camouflage(data="x", **options)
-
-
-def test_recognition_leaves_camouflaged_images_out(calibrated: Path, folder: Path) -> None:
-    task = Recognition(data=str(folder), camouflage=str(calibrated / "thresholds.json"))
-    kept = task._read(str(folder), 3, labelled=False)["all"]
-    detector = Camouflage.load(calibrated).detector
-    everything = read_images(folder, labelled=False)["all"]
-    flagged = [name for i, name in enumerate(everything.names) if detector.predict(everything.image(i)).attack]
-    assert flagged
-    assert [each.path for each in kept.skipped] == flagged
-    assert "looks camouflaged: scaling_mse" in kept.skipped[0].reason
-    assert set(kept.names) == set(everything.names) - set(flagged)
-    assert len(without_camouflaged(everything, detector)) == len(kept)
-    with pytest.raises(ValueError, match="camouflage must be left out"):
-        Recognition(model="r3d_18", camouflage="t.json")

@@ -17,9 +17,10 @@ from convatlas.data.images import ImageSet, Skipped, read_images, stratified_spl
 from convatlas.errors import DataError, Unsupported
 from convatlas.files import write_text
 from convatlas.report import Cell, Files, Note, Report, Section, Table, printable
-from convatlas.robustness.decamouflage import Decamouflage
+from convatlas.robustness.decamouflage import Decamouflage, Detection
 from convatlas.robustness.detection_quality import detection_sections
 from convatlas.robustness.scaling_attack import Scaler
+from convatlas.robustness.screening import ALARM, MOST_PICTURES, revealed, revealed_pictures
 from convatlas.training.left_out import skipped_sections, tell_skipped
 from convatlas.training.measure import provenance
 from convatlas.training.progress import progress
@@ -31,8 +32,6 @@ __all__ = ["THRESHOLDS", "Camouflage"]
 
 #: Name of the file with the thresholds in a run.
 THRESHOLDS = "thresholds.json"
-#: What ``convatlas predict`` ends with where attacks were found.
-_ALARM = 3
 
 
 @dataclass(kw_only=True, eq=False)
@@ -141,7 +140,9 @@ class Camouflage(Task):
         return report
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
-        """Scan images; writes ``report.csv`` with every score and a page. ``exit_code`` is 3 if attacks are found.
+        """Scan images; writes ``report.csv`` with every score and a page with pictures of the attacks.
+
+        ``exit_code`` is 3 if there are any.
 
         Args:
             inputs: image files, folders or ``.npz`` files.
@@ -151,7 +152,8 @@ class Camouflage(Task):
             DataError: no image can be read.
         """
         skipped: list[Skipped] = []
-        rows = self._detect(read_images(list(inputs), labelled=False), skipped)
+        pictures: list[tuple[npt.NDArray[Any], str]] = []
+        rows = self._detect(read_images(list(inputs), labelled=False), skipped, pictures)
         tell_skipped(skipped)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -161,9 +163,11 @@ class Camouflage(Task):
             writer.writerow([printable(name), "yes" if found.attack else "no", *values])
         write_text(Path(folder) / "report.csv", text.getvalue())
         flagged = [(name, found) for name, found in rows if found.attack]
-        self.exit_code = _ALARM if flagged else 0
+        self.exit_code = ALARM if flagged else 0
         cells: list[list[Cell]] = [[name, *(found.scores[m] for m in self.detectors)] for name, found in flagged[:1000]]
         parts: list[Any] = [Table("Camouflaged images", ["image", *self.detectors], cells)] if cells else []
+        if pictures:
+            parts.append(revealed_pictures(pictures))
         parts.append(Files("Files", {"all scores": "report.csv"}))
         report = Report(
             "Scan for camouflaged images",
@@ -197,13 +201,21 @@ class Camouflage(Task):
         fractions = {"learn": 1 - self.test_fraction, "test": self.test_fraction}
         return stratified_split(_read(source), fractions, self.split_seed)
 
-    def _detect(self, images: ImageSet | Mapping[str, ImageSet], skipped: list[Skipped]) -> list[Any]:
+    def _detect(
+        self,
+        images: ImageSet | Mapping[str, ImageSet],
+        skipped: list[Skipped],
+        pictures: list[tuple[npt.NDArray[Any], str]] | None = None,
+    ) -> list[tuple[str, Detection]]:
+        """Names and detections of images; adds pictures of the first attacks."""
         sets = [images] if isinstance(images, ImageSet) else list(images.values())
-        found = []
+        found: list[tuple[str, Detection]] = []
         with progress("scanning", sum(map(len, sets))) as advance:
             for each in sets:
                 for name, image in _pixels(each, skipped):
                     found.append((name, self.detector.predict(image)))
+                    if pictures is not None and found[-1][1].attack and len(pictures) < MOST_PICTURES:
+                        pictures.append((revealed(self.detector, image), name))
                     advance()
         return found
 

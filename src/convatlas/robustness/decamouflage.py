@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convatlas.data.images import ImageSet, Skipped, Unreadable
 from convatlas.errors import DataError, unknown
 from convatlas.files import write_text
 from convatlas.ops.colour import rgb_to_gray
 from convatlas.ops.image_quality import ssim
 from convatlas.ops.rank_filters import maximum_filter, minimum_filter
+from convatlas.ops.resize import resize
 from convatlas.ops.spectral_points import spectral_mask, spectral_points
 from convatlas.robustness.scaling_attack import Bytes, Scaler, from_planes, planes
 
@@ -42,7 +42,6 @@ __all__ = [
     "spectrum_threshold",
     "squared_error",
     "white_box_threshold",
-    "without_camouflaged",
 ]
 
 Direction = Literal["above", "below"]
@@ -239,6 +238,10 @@ class Decamouflage:
         """Pictures (..., H, W) scaled to the network's size and back."""
         return self.scaler.resize(self.scaler.resize(x, self.size), x.shape[-2:])
 
+    def smooth(self, x: Tensor) -> Tensor:
+        """Pictures (..., H, W) at the network's size with every pixel weighed, as they are seen from afar."""
+        return resize(x, self.size, convention="pillow", interpolation="box")
+
     def score(self, image: npt.NDArray[Any], metrics: Sequence[str] | None = None) -> dict[str, float]:
         """Metrics of one picture (H, W) or (H, W, C) uint8; all of them unless some are named.
 
@@ -367,6 +370,8 @@ class Decamouflage:
                 thresholds=thresholds,
                 **held["scores"],
             )
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}; it should hold thresholds") from None
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} does not hold thresholds of Decamouflage: {error}") from None
 
@@ -375,24 +380,6 @@ def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     if not rows:
         raise DataError("benign and attack must hold at least one image each")
     return {metric: [row[metric] for row in rows] for metric in rows[0]}
-
-
-def without_camouflaged(images: ImageSet, detector: Decamouflage) -> ImageSet:
-    """A set without the images that the detector takes for attacks; these are listed in ``skipped``."""
-    kept, flagged = [], []
-    for row, name in enumerate(images.names):
-        try:
-            found = detector.predict(images.image(row))
-        except Unreadable:  # whoever needs it leaves it out
-            kept.append(row)
-            continue
-        if not found.attack:
-            kept.append(row)
-            continue
-        why = ", ".join(f"{method} {found.scores[method]:.4g}" for method, vote in found.votes.items() if vote)
-        flagged.append(Skipped(name, f"looks camouflaged: {why}"))
-    rest = images.subset(np.array(kept, np.int64))
-    return ImageSet(rest.classes, rest.labels, rest.channels, (*rest.skipped, *flagged), rest.source)
 
 
 # -- prevention --------------------------------------------------------------------------------------------------------
