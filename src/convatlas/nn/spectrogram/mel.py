@@ -103,6 +103,7 @@ class MFCC(SpectrogramLayer):
         ref: power of 0 dB.
         amin: smaller powers count as this.
         top_db: largest distance in dB below the maximum of a sample; None for any.
+        legacy_arguments: nnAudio's numbers: norm is ignored, the transform is orthonormal always.
         mel: arguments of `MelSpectrogram`.
 
     Raises:
@@ -122,6 +123,8 @@ class MFCC(SpectrogramLayer):
         ref: float = 1.0,
         amin: float = 1e-10,
         top_db: float | None = 80.0,
+        *,
+        legacy_arguments: bool = False,
         **mel: Any,
     ) -> None:
         super().__init__(verbose)
@@ -138,7 +141,7 @@ class MFCC(SpectrogramLayer):
         self.top_db = top_db
         self.keep("amin", torch.tensor([amin], dtype=basis.dtype, device=basis.device))
         self.keep("ref", torch.tensor([abs(ref)], dtype=basis.dtype, device=basis.device))
-        rows = discrete_cosine_basis(basis.shape[0], orthonormal=norm == "ortho")[:n_mfcc]
+        rows = discrete_cosine_basis(basis.shape[0], orthonormal=legacy_arguments or norm == "ortho")[:n_mfcc]
         self.register_buffer("dct", rows.to(basis), persistent=False)
 
     def cepstrum(self, mel: Tensor) -> Tensor:
