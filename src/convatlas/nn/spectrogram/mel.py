@@ -144,9 +144,17 @@ class MFCC(SpectrogramLayer):
         rows = discrete_cosine_basis(basis.shape[0], orthonormal=legacy_arguments or norm == "ortho")[:n_mfcc]
         self.register_buffer("dct", rows.to(basis), persistent=False)
 
-    def cepstrum(self, mel: Tensor) -> Tensor:
-        """Coefficients (B, n_mfcc, T) of a Mel spectrogram (B, n_mels, T)."""
-        level = decibels(mel, ref=self.ref, amin=self.amin, top_db=self.top_db)
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return self.melspec_layer.hop_length
+
+    def cepstrum(self, mel: Tensor, loudest: Tensor | None = None) -> Tensor:
+        """Coefficients (B, n_mfcc, T) of a Mel spectrogram (B, n_mels, T), whose largest value is (B, 1, 1).
+
+        It is that of the whole signals where ``mel`` is a part; by default that of ``mel``.
+        """
+        level = decibels(mel, ref=self.ref, amin=self.amin, top_db=self.top_db, loudest=loudest)
         with without_autocast(level):
             return self.dct.to(level.dtype) @ level
 
