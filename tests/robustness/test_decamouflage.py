@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,17 @@ def test_a_run_holds_thresholds_and_measures_the_rest(calibrated: Path, folder: 
     assert "On 10 benign, 10 attack images." in text
     assert (calibrated / "report.html").stat().st_size > 1000
     assert main(["evaluate", str(calibrated), "--data", str(tmp_path)]) == 1
+
+
+def test_what_cannot_be_read_is_told_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(folder / "benign", tmp_path / "benign")
+    (tmp_path / "benign" / "broken.png").write_bytes(b"no picture")
+    task = Camouflage(data=str(tmp_path / "benign"), size=SIZE, spectrum="calibrate")
+    with caplog.at_level(logging.WARNING):
+        report = task.fit(tmp_path / "run")
+    assert "1 file is left out: broken.png: not an image" in caplog.text
+    assert "black-box, on 7 benign." in report.summary
+    assert [section.title for section in report.sections][-1] == "Skipped files"
 
 
 def test_a_scan_lists_scores_and_ends_with_an_alarm(calibrated: Path, folder: Path, tmp_path: Path) -> None:
