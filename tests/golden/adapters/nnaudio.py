@@ -63,7 +63,7 @@ def _stft(case: Case) -> dict[str, Tensor]:
     if case.weights:
         case.load(layer)
     x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
-    results: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {"output": layer(x)}
     for name in case.outputs:
         if name in ("complex", "magnitude", "phase"):
             results[name] = layer(x, name.capitalize())
@@ -110,8 +110,12 @@ def _bands(case: Case) -> dict[str, Tensor]:
     x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
     for key, options in parts.items():
         kind = kinds[key.partition("_")[0]]
-        legacy = {"legacy_arguments": True} if kind == "MFCC" else {}
-        layer = _built(kind, {**common, **options, **legacy}, case)
+        options = {**common, **options}
+        if kind == "MFCC":
+            options["legacy_arguments"] = True
+        elif kind == "Gammatonegram":  # for which the reference takes the arguments of its Mel filters and ignores them
+            options = {name: value for name, value in options.items() if name not in ("htk", "norm")}
+        layer = _built(kind, options, case)
         if case.weights:
             case.load(layer)
         results[key] = layer(x)

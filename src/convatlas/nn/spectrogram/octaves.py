@@ -46,6 +46,7 @@ class _MultiRate(ConstantQ):
         *,
         earlydownsample: bool,
         basis_norm: float | None,
+        window: Window,
         rounded_hop: bool,
         legacy_downsample: bool,
         legacy_octave: bool,
@@ -56,7 +57,7 @@ class _MultiRate(ConstantQ):
         kind = dtype or torch.get_default_dtype()
         factor = early_factor(bins, sr, hop_length) if earlydownsample else 1
         self.downsample_factor, self.rounded_hop, self.legacy_downsample = factor, rounded_hop, legacy_downsample
-        self.basis_norm, self.highest_octave = basis_norm, bins.highest_octave
+        self.basis_norm, self.window, self.highest_octave = basis_norm, window, bins.highest_octave
         if legacy_octave and bins.n_bins < bins.bins_per_octave:
             self.highest_octave = bins._replace(fmin=float(bins.frequencies[-1]) / 2 ** (1 - 1 / bins.bins_per_octave))
         self.early_sr = sr / factor
@@ -196,6 +197,7 @@ class CQT2010(_MultiRate):
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
             legacy_octave=legacy_octave,
@@ -203,8 +205,7 @@ class CQT2010(_MultiRate):
             device=device,
         )
         self.trained, self.legacy_spectra = trainable_STFT or trainable_CQT, legacy_spectra
-        window = "hann" if legacy_arguments else window
-        kernels = time_kernels(self.highest_octave, self.early_sr, kind=window, norm=basis_norm)
+        kernels = time_kernels(self.highest_octave, self.early_sr, kind=self.window, norm=basis_norm)
         keep_spectra(self, kernels, trainable_STFT, trainable_CQT, dtype, device)
 
     def gain(self, normalization_type: str) -> float:
@@ -274,6 +275,7 @@ class CQT2010v2(_MultiRate):
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
             legacy_octave=legacy_octave,
@@ -281,8 +283,7 @@ class CQT2010v2(_MultiRate):
             device=device,
         )
         self.trained, self._legacy_gain = trainable, float(self.downsample_factor)
-        window = "hann" if legacy_arguments else window
-        kernels = time_kernels(self.highest_octave, self.early_sr, kind=window, norm=basis_norm)
+        kernels = time_kernels(self.highest_octave, self.early_sr, kind=self.window, norm=basis_norm)
         keep_kernels(self, kernels, "", trainable, dtype, device)
 
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
@@ -345,6 +346,7 @@ class VQT(_MultiRate):
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
             legacy_octave=legacy_octave,
@@ -352,11 +354,10 @@ class VQT(_MultiRate):
             device=device,
         )
         self.trained, self._legacy_gain = trainable, float(self.downsample_factor)
-        window = "hann" if legacy_arguments else window
         top, rate = self.highest_octave, sr if legacy_downsample else self.early_sr
         for number in range(self.bins.octaves):
             bins = top._replace(fmin=top.fmin / 2**number)
-            kernels = time_kernels(bins, rate / 2**number, kind=window, norm=basis_norm)
+            kernels = time_kernels(bins, rate / 2**number, kind=self.window, norm=basis_norm)
             keep_kernels(self, kernels, f"_{number}", trainable, dtype, device)
 
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
