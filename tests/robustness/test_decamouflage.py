@@ -24,7 +24,7 @@ from convatlas.robustness.decamouflage import (
     squared_error,
     white_box_threshold,
 )
-from convatlas.robustness.detection_quality import area_under_curve, error_rates
+from convatlas.robustness.detection_quality import area_under_curve, error_rates, roc_curve
 from convatlas.robustness.scaling_attack import Scaler, planes
 from robustness.pictures import SIZE, attack, picture
 
@@ -155,6 +155,14 @@ def test_rates_and_areas() -> None:
     )
     assert area_under_curve([1, 2], [2, 3, np.nan]) == pytest.approx(3.5 / 4)
     assert area_under_curve([1, 2], [2, 3], "below") == pytest.approx(0.5 / 4)
+    random = np.random.default_rng(0)
+    benign, attacks = random.integers(0, 9, 30) * 1.0, random.integers(3, 12, 20) * 1.0
+    for direction in ("above", "below"):
+        rejected, found = roc_curve(benign, [*attacks, np.nan], direction)
+        assert (rejected[0], found[0], rejected[-1], found[-1]) == (0, 0, 1, 1)
+        assert np.trapezoid(found, rejected) == pytest.approx(area_under_curve(benign, attacks, direction))
+    with pytest.raises(DataError, match="at least one score each"):
+        roc_curve([1.0], [np.nan])
 
 
 # -- the task ----------------------------------------------------------------------------------------------------------
@@ -168,6 +176,7 @@ def test_a_run_holds_thresholds_and_measures_the_rest(calibrated: Path, folder: 
     assert "white-box, on 7 benign, 7 attack" in report["summary"]
     assert main(["evaluate", str(calibrated), "--data", str(folder), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "report.json").read_text()
+    assert [part["title"] for part in json.loads(text)["sections"][0]["parts"]] == ["Rates", "Scores", "ROC"]
     assert "On 10 benign, 10 attack images." in text
     assert (calibrated / "report.html").stat().st_size > 1000
     assert main(["evaluate", str(calibrated), "--data", str(tmp_path)]) == 1
