@@ -89,11 +89,12 @@ def ssim(
         height, width = x.shape[-2:]
         raise ValueError(f"images must be at least {_WINDOW} x {_WINDOW} pixels after shaving, got {height} x {width}")
     height, width = x.shape[-2:]
-    flat = [image.reshape(-1, height, width) for image in (x, y)]
+    first, second = (image.reshape(-1, height, width) for image in (x, y))
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        sums = _similarity(*flat, data_range, covariance).sum((-2, -1))
+        sums = _similarity(first, second, data_range, covariance).sum((-2, -1))
     else:
-        sums = torch.cat([_summed(*part, data_range, covariance) for part in zip(*map(_lots, flat), strict=True)])
+        lots = zip(_lots(first), _lots(second), strict=True)
+        sums = torch.cat([_summed(a, b, data_range, covariance) for a, b in lots])
     pixels = (height - _WINDOW + 1) * (width - _WINDOW + 1)
     return sums.reshape(x.shape[:-2]).mean(-1) / pixels
 
@@ -150,7 +151,7 @@ def _pair(x: Tensor, y: Tensor, data_range: float, shave: int) -> tuple[Tensor, 
 
 def _windowed(x: Tensor) -> Tensor:
     """Means under the Gaussian window, one axis after the other, where it lies inside."""
-    return _Means.apply(_Means.apply(x, -2), -1)  # type: ignore[no-any-return, no-untyped-call]
+    return _Means.apply(_Means.apply(x, -2), -1)  # type: ignore[no-untyped-call]
 
 
 class _Means(torch.autograd.Function):
@@ -167,7 +168,8 @@ class _Means(torch.autograd.Function):
         return means
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # The window is symmetric: its transpose is itself, on what is surrounded by zeros.
         border = [2 * _REACH, 2 * _REACH]
-        return _Means.apply(F.pad(grad, border if ctx.dim == -1 else [0, 0, *border]), ctx.dim), None  # type: ignore[no-untyped-call]
+        padded = F.pad(grad, border if ctx.dim == -1 else [0, 0, *border])
+        return _Means.apply(padded, ctx.dim), None  # type: ignore[no-untyped-call]
