@@ -391,6 +391,29 @@ def test_spectrograms_can_be_inverted():
         least_squares_inverse(layer, layer(x), 2000)
 
 
+@pytest.mark.parametrize("kind", [MelSpectrogram, Gammatonegram])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_bands_can_be_inverted(kind: type[nn.Module], power: float):
+    torch.manual_seed(0)
+    layer = kind(sr=8000, n_fft=256, hop_length=64, power=power, dtype=torch.float64)
+    x = sinusoid(700.0, 4000, 8000) + 0.3 * sinusoid(1900.0, 4000, 8000)
+    bands = layer(x)
+    magnitudes = layer.magnitudes(bands)
+    assert magnitudes.shape == (1, 129, bands.shape[2])
+    assert bool((magnitudes >= 0).all())
+    basis = getattr(layer, "mel_basis", getattr(layer, "gammatone_basis", None))
+    errors = [relative(basis @ layer.magnitudes(bands, n) ** power, bands) for n in (0, 10, 100)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.05
+    y = Griffin_Lim(256, 32, hop_length=64)(magnitudes)
+    assert int(torch.fft.rfft(y[0]).abs().argmax()) == pytest.approx(700 * y.shape[1] / 8000, abs=8)
+    assert relative(layer(y)[..., 5:-5], bands[..., 5:-5][..., : layer(y).shape[2] - 10]) < 0.5
+    with pytest.raises(ValueError, match="bands must not be negative, got -1"):
+        layer.magnitudes(-torch.ones_like(bands))
+    with pytest.raises(ValueError, match=r"bands must be \(B, \d+, T\), got \(1, 3, 4\)"):
+        layer.magnitudes(torch.ones(1, 3, 4))
+
+
 # -- CFP and arguments -------------------------------------------------------------------------------------------------
 
 
