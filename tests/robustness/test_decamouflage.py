@@ -96,6 +96,16 @@ def test_attacks_are_told_and_thresholds_can_be_chosen_again(tmp_path: Path) -> 
         Decamouflage.load(tmp_path / "t.json")
 
 
+def test_pictures_are_scored_with_the_channels_of_the_calibration() -> None:
+    colour, gray = picture(0), picture(0)[..., :1]
+    detector = Decamouflage(SIZE).fit([colour, picture(1)])
+    assert detector.score(gray) == pytest.approx(detector.score(gray.repeat(3, 2)))
+    assert Decamouflage(SIZE).score(gray)["min_mse"] == pytest.approx(detector.score(gray)["min_mse"] / 3)
+    detector.fit([gray, picture(1)])
+    assert detector.channels == 1
+    assert detector.score(gray.repeat(3, 2)) == pytest.approx(Decamouflage(SIZE).score(gray))
+
+
 def test_methods_without_a_score_abstain_and_a_tie_is_no_attack(caplog: pytest.LogCaptureFixture) -> None:
     values = {"scaling_mse": 10.0, "min_ssim": 0.5, "csp": 2.0}
     detector = Decamouflage(

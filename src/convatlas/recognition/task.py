@@ -456,7 +456,7 @@ class Recognition(GradientTask):
                         f"the images of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the images to evaluate on by --data"
                     )
-                self.splits = self._screened(splits)
+                self.splits = {**splits, **self._screened({"test": splits["test"]})}
             return self.splits["test"].with_classes(self.classes)
         sets = self._read(data, self._channels())
         name = next(name for name in ("test", "val", "all", "train") if name in sets)

@@ -178,6 +178,7 @@ class Decamouflage:
         filter_size: side of the window of the minimum and maximum, 3 or 2.
         base: of `spectrum_threshold`.
         thresholds: by method; `fit` sets them.
+        channels: of the first benign picture of `fit`, to which others are converted, as errors are summed over them.
         benign, attack: the scores that they were chosen from, by metric, so that others can be chosen.
     """
 
@@ -187,6 +188,7 @@ class Decamouflage:
     filter_size: int = 3
     base: float = _BASE
     thresholds: dict[str, Threshold] = field(default_factory=dict)
+    channels: Literal[1, 3] | None = None
     benign: dict[str, list[float]] = field(default_factory=dict, repr=False)
     attack: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
@@ -230,8 +232,8 @@ class Decamouflage:
                 else:
                     found[name] = ssim(x, other, data_range=255, covariance="sample")
         if "csp" in wanted:
-            gray = (x if x.shape[1] == 1 else rgb_to_gray(x, "opencv"))[:, 0]
-            found["csp"] = spectral_points(spectral_mask(gray, spectrum_threshold(height, width, self.base))).double()
+            threshold = spectrum_threshold(height, width, self.base)
+            found["csp"] = spectral_points(spectral_mask(_gray(x)[:, 0], threshold)).double()
         return {metric: found[metric] for metric in wanted}
 
     def rescaled(self, x: Tensor) -> Tensor:
@@ -249,6 +251,10 @@ class Decamouflage:
             ValueError: it is not uint8, or not of one or three channels.
         """
         x = planes(image)[None]
+        if self.channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        elif self.channels == 1:
+            x = _gray(x)
         if x.shape[-2] <= self.size[0] and x.shape[-1] <= self.size[1]:
             logging.getLogger(__name__).warning(
                 "an image of %d x %d is not larger than the network's %d x %d: it is not scaled down, and the scaling "
@@ -268,9 +274,7 @@ class Decamouflage:
         Raises:
             DataError: there are no pictures.
         """
-        grays = [
-            (x if len(x) == 1 else rgb_to_gray(x, "opencv"))[0] for x in (planes(image, "benign") for image in benign)
-        ]
+        grays = [_gray(planes(image, "benign"))[0] for image in benign]
         if not grays:
             raise DataError("benign must hold at least one image")
         base = _HIGHEST_BASE
@@ -300,9 +304,15 @@ class Decamouflage:
         Raises:
             DataError: a method has no score of any picture.
         """
-        self.benign = _columns([self.score(image) for image in benign])
+        self.channels = None
+        self.benign = _columns([self._first(image) for image in benign])
         self.attack = {} if attack is None else _columns([self.score(image) for image in attack])
         return self.choose(percentile)
+
+    def _first(self, image: npt.NDArray[Any]) -> dict[str, float]:
+        if self.channels is None:
+            self.channels = 1 if planes(image).shape[0] == 1 else 3
+        return self.score(image)
 
     def choose(self, percentile: float = 1.0) -> Decamouflage:
         """Choose the thresholds again from the scores that `fit` has kept."""
@@ -345,6 +355,7 @@ class Decamouflage:
             "scaler": asdict(self.scaler),
             "filter_size": self.filter_size,
             "spectrum_base": self.base,
+            "channels": self.channels,
             "thresholds": [asdict(threshold) for threshold in self.thresholds.values()],
             "scores": {"benign": self.benign, "attack": self.attack},
         }
@@ -367,6 +378,7 @@ class Decamouflage:
                 methods=tuple(thresholds),
                 filter_size=held["filter_size"],
                 base=held["spectrum_base"],
+                channels=held["channels"],
                 thresholds=thresholds,
                 **held["scores"],
             )
@@ -374,6 +386,11 @@ class Decamouflage:
             raise DataError(f"{path} cannot be read: {error.strerror or error}; it should hold thresholds") from None
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} does not hold thresholds of Decamouflage: {error}") from None
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Pictures (..., C, H, W) of one or three channels as (..., 1, H, W)."""
+    return x if x.shape[-3] == 1 else rgb_to_gray(x, "opencv")
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
