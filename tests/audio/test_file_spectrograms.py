@@ -70,6 +70,59 @@ def test_files_hold_the_spectrogram(recording: Path, kind: str):
     assert pixels.std() > 5
 
 
+@pytest.mark.parametrize("kind", ["mel", "mfcc", "cqt"])
+def test_what_is_written_in_blocks_is_the_whole(recording: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    expected = spectrogram(recording, kind, mono=False, **OPTIONS[kind]).numpy()
+    blocks = spectrogram_blocks
+    small = lambda *args, **options: blocks(*args, **options, block=1000)  # noqa: E731
+    monkeypatch.setattr("convatlas.audio.spectrogram.spectrogram_blocks", small)
+    out = recording.with_suffix(".npy")
+    assert save_spectrogram(recording, out, kind, mono=False, **OPTIONS[kind]) == expected.shape
+    np.testing.assert_allclose(np.load(out), expected, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr("convatlas.audio.spectrogram._MOST_COLUMNS", 100)
+    picture = recording.with_suffix(".png")
+    assert save_spectrogram(recording, picture, kind, mono=False, **OPTIONS[kind]) == expected.shape
+    pixels = np.asarray(Image.open(picture))
+    frames = expected.shape[2]
+    columns = [expected[0, :, i : i + 4].mean(1) for i in range(0, frames, 4)]  # 4 is the least that gives 100 or fewer
+    assert np.abs(pixels.astype(int) - spectrogram_picture(np.stack(columns, 1), decibels=kind != "mfcc")).max() <= 2
+
+
+@pytest.mark.parametrize("rate", [11025, 12345, 44101])
+def test_odd_rates(tmp_path: Path, rate: int):
+    samples = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    write_audio(tmp_path / "a.wav", np.stack([samples, samples]), rate, subtype="PCM_24")
+    values = spectrogram(tmp_path / "a.wav", "cqt", sample_rate=8000, fmin=220.0, n_bins=36)[0, :, 10:-10]
+    assert values.argmax(0).unique().tolist() == [12]
+
+
+def test_what_no_spectrogram_can_be_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_audio(tmp_path / "short.wav", np.full(500, 0.1), 8000)
+    write_audio(tmp_path / "good.wav", np.full(9000, 0.1), 8000)
+    (tmp_path / "text.wav").write_text("no sound")
+    import soundfile
+
+    soundfile.write(tmp_path / "nan.wav", np.full(9000, np.nan), 8000, subtype="FLOAT")
+    (tmp_path / "cut.flac").write_bytes(b"fLaC" + bytes(200))
+    out = tmp_path / "o.npy"
+    for words, reason in (
+        (["short.wav"], "shorter than reflect padding length"),
+        (["text.wav"], "text.wav cannot be read"),
+        (["cut.flac"], "cut.flac cannot be read"),
+        (["nan.wav"], "holds a value that is not finite, at sample 0"),
+        (["good.wav", "--options", '{"n_mel": 8}'], "n_mel"),
+        (["good.wav", "--kind", "cqt", "--options", '{"n_bins": 96}'], "exceeded the Nyquist frequency"),
+        (["good.wav", "--rate", "0"], "sample_rate must be positive, got 0"),
+    ):
+        code = main(["spectrogram", str(tmp_path / words[0]), *words[1:], "-o", str(out)])
+        error = capsys.readouterr().err
+        assert code in (1, 2)
+        assert reason in error
+        assert "Traceback" not in error
+        assert not out.exists()
+    assert not list(tmp_path.glob(".*"))  # nothing half written is left
+
+
 def test_a_picture_has_low_frequencies_at_the_bottom():
     values = np.zeros((4, 3))
     values[0, 1] = 1.0

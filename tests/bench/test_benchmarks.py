@@ -116,6 +116,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse, "SIZES", ((8, 3, 0.2), (6, 2, 0.3)))
     monkeypatch.setattr(spark, "BATCH", 1)
     monkeypatch.setattr(decamouflage, "SIZES", ((24, 28), (20, 23)))
+    monkeypatch.setattr(decamouflage, "WHOLE", ((24, 28),))
+    monkeypatch.setattr(decamouflage, "NETWORK", 12)
     monkeypatch.setattr(decamouflage, "COLUMNS", ((8, 3, 2), (9, 3, 2)))
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))

@@ -337,6 +337,48 @@ def test_fmax_decides_the_bins():
     assert CQT1992v2(sr=8000, fmin=110, fmax=900, n_bins=None).bins.n_bins == 37
 
 
+@pytest.mark.parametrize("kind", [CQT2010, CQT2010v2, VQT])
+def test_what_the_reference_ignores_is_ignored_on_request(kind: type[nn.Module]):
+    x, options = torch.randn(1, 3000), {"sr": 8000, "fmin": 110, "hop_length": 64, "n_bins": 24}
+    with pytest.warns(UserWarning, match="fmax is given, so n_bins follows from it"):
+        ours = kind(**options, fmax=440 * 2**0.5, window="hamming")
+    assert ours.bins.n_bins == 30
+    theirs = kind(**options, fmax=440 * 2**0.5, window="hamming", legacy_arguments=True)
+    assert torch.equal(theirs(x), kind(**options)(x))
+    assert relative(kind(**options, window="hamming")(x), theirs(x)) > 1e-3
+    only = {**options, "n_bins": None, "fmax": 880.0}
+    assert kind(**only, legacy_arguments=True).bins.n_bins == 36
+
+
+@pytest.mark.parametrize("kind", [CQT2010, CQT2010v2, VQT])
+def test_fewer_bins_than_an_octave(kind: type[nn.Module]):
+    options = {"sr": 8000, "hop_length": 64, "n_bins": 5, "earlydownsample": False, "dtype": torch.float64}
+    ours, theirs = (kind(**options, fmin=220.0, legacy_octave=legacy) for legacy in (False, True))
+    found = {}
+    for name, layer in (("ours", ours), ("theirs", theirs)):
+        for frequency in (float(ours.frequencies[2]), float(ours.frequencies[2]) * 2 ** (-7 / 12)):
+            values = layer(sinusoid(frequency, 8000, 8000), normalization_type="wrap")[0, :, 40:-40]
+            found[name, round(frequency)] = float(values[2].mean())
+    # The reference's filters are where they would be if its five bins ended the octave that begins with them.
+    high, low = sorted({frequency for _, frequency in found}, reverse=True)
+    assert found["ours", high] == pytest.approx(1, abs=2e-3)
+    assert found["theirs", low] == pytest.approx(1, abs=2e-3)
+    assert max(found["ours", low], found["theirs", high]) < 0.05
+    lower = kind(**options, fmin=220.0 * 2 ** (-7 / 12))
+    x = torch.randn(1, 2000, dtype=torch.float64)
+    torch.testing.assert_close(theirs(x, normalization_type="wrap"), lower(x, normalization_type="wrap"))
+    more = {**options, "n_bins": 17, "fmin": 220.0}
+    assert torch.equal(kind(**more, legacy_octave=True)(x), kind(**more)(x))
+
+
+def test_the_norm_of_a_cepstrum():
+    x, options = torch.randn(1, 3000), {"sr": 8000, "n_mfcc": 5, "n_mels": 20, "n_fft": 256, "hop_length": 64}
+    orthonormal, plain = (MFCC(**options, norm=norm)(x) for norm in ("ortho", None))
+    scale = torch.tensor([2 * 20**0.5, *([(2 * 20) ** 0.5] * 4)])[:, None]
+    torch.testing.assert_close(plain, orthonormal * scale)
+    assert torch.equal(MFCC(**options, norm=None, legacy_arguments=True)(x), orthonormal)
+
+
 def test_spectrograms_can_be_inverted():
     x = torch.sin(
         torch.arange(3000, dtype=torch.float64) / 4 + torch.sin(torch.arange(3000, dtype=torch.float64) / 90)
@@ -347,6 +389,29 @@ def test_spectrograms_can_be_inverted():
     assert relative(y[:, 400:-400], x[:, 400:-400]) < 0.1
     with pytest.raises(ValueError, match="transform must give the shape of spectrum"):
         least_squares_inverse(layer, layer(x), 2000)
+
+
+@pytest.mark.parametrize("kind", [MelSpectrogram, Gammatonegram])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_bands_can_be_inverted(kind: type[nn.Module], power: float):
+    torch.manual_seed(0)
+    layer = kind(sr=8000, n_fft=256, hop_length=64, power=power, dtype=torch.float64)
+    x = sinusoid(700.0, 4000, 8000) + 0.3 * sinusoid(1900.0, 4000, 8000)
+    bands = layer(x)
+    magnitudes = layer.magnitudes(bands)
+    assert magnitudes.shape == (1, 129, bands.shape[2])
+    assert bool((magnitudes >= 0).all())
+    basis = getattr(layer, "mel_basis", getattr(layer, "gammatone_basis", None))
+    errors = [relative(basis @ layer.magnitudes(bands, n) ** power, bands) for n in (0, 10, 100)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.05
+    y = Griffin_Lim(256, 32, hop_length=64)(magnitudes)
+    assert int(torch.fft.rfft(y[0]).abs().argmax()) == pytest.approx(700 * y.shape[1] / 8000, abs=8)
+    assert relative(layer(y)[..., 5:-5], bands[..., 5:-5][..., : layer(y).shape[2] - 10]) < 0.5
+    with pytest.raises(ValueError, match="bands must not be negative, got -1"):
+        layer.magnitudes(-torch.ones_like(bands))
+    with pytest.raises(ValueError, match=r"bands must be \(B, \d+, T\), got \(1, 3, 4\)"):
+        layer.magnitudes(torch.ones(1, 3, 4))
 
 
 # -- CFP and arguments -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 
 from convatlas.errors import UnknownName
+from convatlas.ops import image_quality
 from convatlas.ops.colour import rgb_to_ycbcr
 from convatlas.ops.image_quality import psnr, ssim
 
@@ -68,6 +69,37 @@ def test_scikit_image(covariance: str) -> None:
     assert result.item() == pytest.approx(expected, abs=1e-10)
 
 
+def literal_ssim(x: torch.Tensor, y: torch.Tensor, data_range: float) -> torch.Tensor:
+    """As it is defined: the window as a square of weights, each moment on its own."""
+    distance = torch.arange(11, dtype=torch.float64) - 5
+    row = torch.exp(-(distance**2) / (2 * 1.5**2))
+    window = (row[:, None] * row / row.sum() ** 2)[None, None]
+
+    def mean(image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(image.flatten(0, -3).unsqueeze(1), window)
+
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mx, my = mean(x), mean(y)
+    sx, sy, sxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    values = (2 * mx * my + c1) * (2 * sxy + c2) / ((mx**2 + my**2 + c1) * (sx + sy + c2))
+    return values.mean((1, 2, 3)).reshape(x.shape[:-2]).mean(-1)
+
+
+@pytest.mark.parametrize("shape", [(3, 11, 11), (2, 3, 70, 23), (4, 1, 12, 40)])
+def test_ssim_is_that_of_its_definition(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_quality, "_AT_ONCE", 1000)  # several strips of the image, and several lots of images
+    x, y = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = literal_ssim(x, y, 1.0)
+    with torch.no_grad():
+        assert torch.allclose(ssim(x, y, data_range=1.0), expected, rtol=0, atol=1e-12)
+    result = ssim(x, y, data_range=1.0)
+    assert torch.allclose(result, expected, rtol=0, atol=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(result.sum(), (x, y)), torch.autograd.grad(expected.sum(), (x, y)), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_gradients() -> None:
     x = torch.rand(1, 2, 12, 13, dtype=torch.float64, requires_grad=True)
     y = torch.rand(1, 2, 12, 13, dtype=torch.float64, requires_grad=True)
@@ -75,6 +107,8 @@ def test_gradients() -> None:
         assert torch.autograd.gradcheck(
             lambda x, y, measure=measure: measure(x, y, data_range=1.0), (x, y), fast_mode=True
         )
+    x, y = (torch.rand(1, 1, 11, 12, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradgradcheck(lambda x, y: ssim(x, y, data_range=1.0), (x, y), fast_mode=True)
 
 
 def test_bad_input() -> None:

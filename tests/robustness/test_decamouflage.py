@@ -5,17 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from convatlas.cli.main import main
-from convatlas.data.images import read_images
 from convatlas.errors import DataError
-from convatlas.recognition.task import Recognition
 from convatlas.robustness.camouflage import Camouflage
 from convatlas.robustness.decamouflage import (
     METRICS,
@@ -25,42 +23,10 @@ from convatlas.robustness.decamouflage import (
     reconstruct,
     squared_error,
     white_box_threshold,
-    without_camouflaged,
 )
-from convatlas.robustness.detection_quality import area_under_curve, error_rates
-from convatlas.robustness.scaling_attack import Scaler, ScalingAttack, planes
-
-SIZE = (12, 12)
-
-
-def picture(seed: int, shape: tuple[int, int] = (48, 48)) -> np.ndarray:
-    """Smooth waves with a little noise."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[: shape[0], : shape[1]] / 48
-    waves = [np.sin(a * x + b * y + c) for a, b, c in random.uniform(-6, 6, (3, 3))]
-    return (np.stack(waves, 2) * 90 + 128 + random.normal(0, 2, (*shape, 3))).clip(0, 255).astype(np.uint8)
-
-
-def attack(seed: int) -> np.ndarray:
-    return ScalingAttack().generate(picture(seed), picture(seed + 100, SIZE))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    for kind, make in (("benign", picture), ("attack", attack)):
-        (root / kind).mkdir()
-        for seed in range(10):
-            Image.fromarray(make(seed)).save(root / kind / f"{seed}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def calibrated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--data", str(folder / "benign"), "--attacks", str(folder / "attack"), "--size", "[12, 12]"]
-    assert main(["train", "camouflage", *words, "--run", str(run)]) == 0
-    return run
+from convatlas.robustness.detection_quality import area_under_curve, error_rates, roc_curve
+from convatlas.robustness.scaling_attack import Scaler, planes
+from robustness.pictures import SIZE, attack, picture
 
 
 def test_white_box_takes_the_first_best_candidate() -> None:
@@ -130,6 +96,16 @@ def test_attacks_are_told_and_thresholds_can_be_chosen_again(tmp_path: Path) -> 
         Decamouflage.load(tmp_path / "t.json")
 
 
+def test_pictures_are_scored_with_the_channels_of_the_calibration() -> None:
+    colour, gray = picture(0), picture(0)[..., :1]
+    detector = Decamouflage(SIZE).fit([colour, picture(1)])
+    assert detector.score(gray) == pytest.approx(detector.score(gray.repeat(3, 2)))
+    assert Decamouflage(SIZE).score(gray)["min_mse"] == pytest.approx(detector.score(gray)["min_mse"] / 3)
+    detector.fit([gray, picture(1)])
+    assert detector.channels == 1
+    assert detector.score(gray.repeat(3, 2)) == pytest.approx(Decamouflage(SIZE).score(gray))
+
+
 def test_methods_without_a_score_abstain_and_a_tie_is_no_attack(caplog: pytest.LogCaptureFixture) -> None:
     values = {"scaling_mse": 10.0, "min_ssim": 0.5, "csp": 2.0}
     detector = Decamouflage(
@@ -189,6 +165,14 @@ def test_rates_and_areas() -> None:
     )
     assert area_under_curve([1, 2], [2, 3, np.nan]) == pytest.approx(3.5 / 4)
     assert area_under_curve([1, 2], [2, 3], "below") == pytest.approx(0.5 / 4)
+    random = np.random.default_rng(0)
+    benign, attacks = random.integers(0, 9, 30) * 1.0, random.integers(3, 12, 20) * 1.0
+    for direction in ("above", "below"):
+        rejected, found = roc_curve(benign, [*attacks, np.nan], direction)
+        assert (rejected[0], found[0], rejected[-1], found[-1]) == (0, 0, 1, 1)
+        assert np.trapezoid(found, rejected) == pytest.approx(area_under_curve(benign, attacks, direction))
+    with pytest.raises(DataError, match="at least one score each"):
+        roc_curve([1.0], [np.nan])
 
 
 # -- the task ----------------------------------------------------------------------------------------------------------
@@ -202,9 +186,21 @@ def test_a_run_holds_thresholds_and_measures_the_rest(calibrated: Path, folder: 
     assert "white-box, on 7 benign, 7 attack" in report["summary"]
     assert main(["evaluate", str(calibrated), "--data", str(folder), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "report.json").read_text()
+    assert [part["title"] for part in json.loads(text)["sections"][0]["parts"]] == ["Rates", "Scores", "ROC"]
     assert "On 10 benign, 10 attack images." in text
     assert (calibrated / "report.html").stat().st_size > 1000
     assert main(["evaluate", str(calibrated), "--data", str(tmp_path)]) == 1
+
+
+def test_what_cannot_be_read_is_told_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(folder / "benign", tmp_path / "benign")
+    (tmp_path / "benign" / "broken.png").write_bytes(b"no picture")
+    task = Camouflage(data=str(tmp_path / "benign"), size=SIZE, spectrum="calibrate")
+    with caplog.at_level(logging.WARNING):
+        report = task.fit(tmp_path / "run")
+    assert "1 file is left out: broken.png: not an image" in caplog.text
+    assert "black-box, on 7 benign." in report.summary
+    assert [section.title for section in report.sections][-1] == "Skipped files"
 
 
 def test_a_scan_lists_scores_and_ends_with_an_alarm(calibrated: Path, folder: Path, tmp_path: Path) -> None:
@@ -231,18 +227,3 @@ def test_what_a_calibration_cannot_do_is_said(folder: Path, tmp_path: Path, caps
     ):
         with pytest.raises(ValueError, match=error):
             Camouflage(data="x", **options)
-
-
-def test_recognition_leaves_camouflaged_images_out(calibrated: Path, folder: Path) -> None:
-    task = Recognition(data=str(folder), camouflage=str(calibrated / "thresholds.json"))
-    kept = task._read(str(folder), 3, labelled=False)["all"]
-    detector = Camouflage.load(calibrated).detector
-    everything = read_images(folder, labelled=False)["all"]
-    flagged = [name for i, name in enumerate(everything.names) if detector.predict(everything.image(i)).attack]
-    assert flagged
-    assert [each.path for each in kept.skipped] == flagged
-    assert "looks camouflaged: scaling_mse" in kept.skipped[0].reason
-    assert set(kept.names) == set(everything.names) - set(flagged)
-    assert len(without_camouflaged(everything, detector)) == len(kept)
-    with pytest.raises(ValueError, match="camouflage must be left out"):
-        Recognition(model="r3d_18", camouflage="t.json")

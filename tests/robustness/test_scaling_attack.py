@@ -55,6 +55,25 @@ def test_both_solvers_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(least_change(x, matrix, target), exact, atol=1e-6, rtol=0)
 
 
+def test_columns_are_solved_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (30, 20), generator=generator).double()
+    target = torch.randint(0, 256, (12, 20), generator=generator).double()
+    matrix = Scaler.of("cv2", "linear").matrix(30, 12)
+    matrix[3] = matrix[4]  # two outputs that are the same: without a solution where their targets are not
+    target[3, :15] = target[4, :15]
+    target[3, 15:] = (target[4, 15:] + 100) % 256
+    monkeypatch.setattr(scaling_attack, "_STEPS", 500)
+    whole = scaling_attack._by_alternating(x, matrix, target, 1.0)
+    assert whole.failed.nonzero()[:, 0].tolist() == [15, 16, 17, 18, 19]
+    reached = matrix @ (x + whole.change) - target
+    assert float(reached[:, :15].abs().max()) < 1 + 1e-5
+    monkeypatch.setattr(scaling_attack, "_AT_ONCE", 100)
+    lots = scaling_attack._by_alternating(x, matrix, target, 1.0)
+    assert torch.equal(lots.failed, whole.failed)
+    torch.testing.assert_close(lots.change[:, ~whole.failed], whole.change[:, ~whole.failed], rtol=0, atol=1e-5)
+
+
 def test_what_is_there_already_costs_nothing() -> None:
     scaler, x = Scaler.of("cv2", "cubic"), torch.randint(40, 200, (24, 4)).double()
     matrix = scaler.matrix(24, 5)

@@ -7,6 +7,7 @@ depend on, which gives the same numbers as the whole file at once.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from convatlas.errors import Unsupported, unknown
 from convatlas.files import atomic_path
 from convatlas.nn.spectrogram import CQT, MFCC, STFT, VQT, CQT2010v2, Gammatonegram, MelSpectrogram
 from convatlas.nn.spectrogram.signals import SpectrogramLayer
+from convatlas.training.progress import progress
 
 __all__ = ["KINDS", "make_layer", "save_spectrogram", "spectrogram", "spectrogram_blocks", "spectrogram_picture"]
+
+Array = npt.NDArray[Any]
 
 #: Kind of a spectrogram -> its layer.
 KINDS: dict[str, Callable[..., SpectrogramLayer]] = {
@@ -36,6 +40,8 @@ KINDS: dict[str, Callable[..., SpectrogramLayer]] = {
 }
 #: Samples of a block, beside its margins.
 _BLOCK = 1 << 20
+#: Columns of a picture.
+_MOST_COLUMNS = 8000
 #: Decibels from black to white in a picture.
 _RANGE = 80.0
 
@@ -117,7 +123,8 @@ def save_spectrogram(
 ) -> tuple[int, ...]:
     """Write a spectrogram to an .npy file (float32) or a .png picture and return its shape (channels, F, T).
 
-    An .npy file is written block by block and never held in memory, except for cepstra.
+    It is computed and written block by block and never held in memory. A picture shows the first channel; of more than
+    8,000 frames each of its columns is the mean of several.
 
     Args:
         source, kind, options: as `spectrogram` takes them.
@@ -131,28 +138,70 @@ def save_spectrogram(
     path = Path(path)
     if path.suffix not in (".npy", ".png"):
         raise ValueError(f"path must end in .npy or .png, got {path.name}")
-    if path.suffix == ".png" or kind == "mfcc":
-        values = spectrogram(source, kind, **options).numpy()
-        with atomic_path(path) as part:
-            if path.suffix == ".png":
-                _save_picture(spectrogram_picture(values[0], decibels=kind != "mfcc"), part)
-            else:
-                with open(part, "wb") as file:
-                    np.save(file, values)
-        return values.shape
     rate, mono = options.pop("sample_rate", None), options.pop("mono", True)
     audio = source if isinstance(source, Audio) else read_audio(source, sample_rate=rate)
     layer = make_layer(kind, audio.sample_rate, **options)
-    count, done = 1 + audio.samples // int(layer.hop_length), 0  # type: ignore[arg-type]
-    with atomic_path(path) as part:
-        for block in spectrogram_blocks(audio, layer, mono=mono):
-            if not done:
-                shape = (block.shape[0], block.shape[1], count)
-                kept = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-            kept[:, :, done : done + block.shape[2]] = block.cpu().numpy()
+    count = 1 + audio.samples // int(layer.hop_length)  # type: ignore[arg-type]
+    with atomic_path(path) as part, progress(f"reading {audio.path.name}", -(-audio.samples // _BLOCK)) as advance:
+        blocks = _told(_cepstra if isinstance(layer, MFCC) else spectrogram_blocks, audio, layer, mono, advance)
+        if path.suffix == ".npy":
+            return _save_array(blocks, count, part)
+        columns, shape = _columns(blocks, count)
+        _save_picture(spectrogram_picture(columns, decibels=kind != "mfcc"), part)
+        return shape
+
+
+def _told(make: Callable[..., Iterator[Tensor]], audio: Audio, layer: Any, mono: bool, advance: Any) -> Iterator[Array]:
+    for block in make(audio, layer, mono=mono):
+        yield block.cpu().numpy()
+        advance()
+
+
+def _cepstra(audio: Audio, layer: MFCC, *, mono: bool) -> Iterator[Tensor]:
+    """Cepstra in blocks; what they are made of waits on disk, as their floor refers to the loudest frame of all."""
+    shapes, loudest = [], torch.zeros(())
+    with tempfile.TemporaryFile() as file:
+        for block in spectrogram_blocks(audio, layer.melspec_layer, mono=mono):
+            shapes.append(block.shape)
+            loudest = torch.maximum(loudest, block.amax((1, 2), keepdim=True))
+            block.cpu().numpy().tofile(file)
+        file.seek(0)
+        for shape in shapes:
+            block = torch.from_numpy(np.fromfile(file, np.float32, shape.numel())).reshape(shape)
+            yield layer.cepstrum(block.to(loudest.device), loudest)
+
+
+def _save_array(blocks: Iterator[Array], count: int, path: Path) -> tuple[int, ...]:
+    """Write blocks (C, F, t) of ``count`` frames in all as one array, each row where it belongs."""
+    shape: tuple[int, ...] = ()
+    done = start = 0
+    with open(path, "wb") as file:
+        for block in blocks:
+            if not shape:
+                shape = (*block.shape[:2], count)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                start = file.tell()
+            for row, values in enumerate(block.reshape(-1, block.shape[2]).astype("<f4", copy=False)):
+                file.seek(start + 4 * (row * count + done))
+                file.write(values.tobytes())
             done += block.shape[2]
-        kept.flush()
     return shape
+
+
+def _columns(blocks: Iterator[Array], count: int) -> tuple[Array, tuple[int, ...]]:
+    """The first channel with as many frames as a picture can have columns, and the shape of the whole."""
+    each = -(-count // _MOST_COLUMNS)  # frames in a column
+    shape: tuple[int, ...] = ()
+    done, sums = 0, np.zeros((0, 0))
+    for block in blocks:
+        if not shape:
+            shape, sums = (*block.shape[:2], count), np.zeros((block.shape[1], -(-count // each)))
+        places = np.arange(done, done + block.shape[2]) // each
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        sums[:, places[starts]] += np.add.reduceat(block[0].astype(np.float64), starts, axis=1)
+        done += block.shape[2]
+    return sums / np.bincount(np.arange(count) // each), shape
 
 
 def spectrogram_picture(values: npt.ArrayLike, *, decibels: bool = True) -> npt.NDArray[np.uint8]:

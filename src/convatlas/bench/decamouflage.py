@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +19,10 @@ from torch import Tensor
 from convatlas.bench.ratio import Bar, Call, Case, compare, forward, report
 from convatlas.ops.rank_filters import minimum_filter as our_minimum
 from convatlas.ops.spectral_points import spectral_mask, spectral_points
-from convatlas.report import Report
-from convatlas.robustness.decamouflage import Decamouflage
+from convatlas.report import Cell, Report, Section, Table
+from convatlas.robustness.decamouflage import METRICS, Decamouflage
 from convatlas.robustness.scaling_attack import Scaler, least_change
+from convatlas.training.measure import peak_bytes
 
 __all__ = ["run"]
 
@@ -52,6 +56,8 @@ SIZES = ((224, 224), (600, 800))
 #: Length, size and number of the columns.
 COLUMNS = ((56, 14, 16), (96, 24, 16))
 SPECTRUM = 230.0
+#: Images of which each detector's time and memory are told, the side of the network, and how often it is measured.
+WHOLE, NETWORK, REPEATS = ((224, 224), (600, 800), (2160, 3840)), 224, 5
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
@@ -74,7 +80,36 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
             Case(f"3 x {image}", "minimum filter", partial(_minimum, height, width)),
             Case(f"3 x {image}", "scaling", partial(_scaling, height, width)),
         ]
-    return report("decamouflage", compare(cases, threads=threads, quick=quick), BARS, quick=quick)
+    made = report("decamouflage", compare(cases, threads=threads, quick=quick), BARS, quick=quick)
+    bars, *others = made.sections
+    return dataclasses.replace(made, sections=[bars, Section("One image", [_one_image()]), *others])
+
+
+def _one_image() -> Table:
+    """Time and memory of each detector, and of the vote."""
+    rows: list[list[Cell]] = []
+    for height, width in WHOLE:
+        side = NETWORK if min(height, width) > NETWORK else NETWORK // 4
+        detector = Decamouflage((side, side))
+        x = _picture(1, 3, height, width)
+        for name, metrics in {**{metric: (metric,) for metric in METRICS}, "vote": detector.methods}.items():
+            call = partial(detector.scores, x, metrics)
+            peak = peak_bytes(call) / 2**20
+            rows.append([f"{height} x {width} to {side}", name, 1000 * _processor_seconds(call), peak])
+    caption = (
+        f"Median of {REPEATS} calls by processor time, RGB. Peak: most that was taken during a call beside the image. "
+        f"The vote is that of {', '.join(Decamouflage().methods)}."
+    )
+    return Table("Each detector", ["size", "metric", "time [ms]", "peak [MiB]"], rows, caption)
+
+
+def _processor_seconds(call: Call) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def _programmes(length: int, size: int, count: int, name: str, device: torch.device) -> dict[str, Call]:

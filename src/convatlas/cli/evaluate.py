@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convatlas.cli.parser import Parser
+from convatlas.cli.parser import Parser, add_screening, screen
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -17,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--data", help="other labelled data, in any form that training reads")
     parser.add_argument("--out", help="where to write the report; by default RUN/evaluation")
+    add_screening(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     from convatlas.training.task import open_task
@@ -25,6 +26,7 @@ def run(argv: Sequence[str]) -> int:
     with output_to_stderr(arguments.json):
         task = open_task(arguments.run)
         task.require("evaluate")
+        screen(task, arguments)
         report = task.evaluate(arguments.data, folder=folder)
     if arguments.json:
         print(report.to_json())

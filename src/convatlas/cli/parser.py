@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from convatlas.catalog import TASKS, resolve
 from convatlas.errors import Unsupported, unknown
 
-__all__ = ["Parser", "UsageError", "choose_task", "fresh_folder", "sizes"]
+__all__ = ["Parser", "UsageError", "add_screening", "choose_task", "fresh_folder", "screen", "sizes"]
 
 
 class UsageError(ValueError):
@@ -53,6 +54,35 @@ def choose_task(argv: Sequence[str], verb: str) -> tuple[type[Any] | None, list[
     if verb not in task.verbs:
         raise Unsupported(f"the task {argv[0]} has no verb {verb!r}; it has {', '.join(task.verbs)}")
     return task, list(argv[1:])
+
+
+def add_screening(parser: Parser) -> None:
+    """Options of the verbs that use a run: whether camouflaged images are looked for, whatever the training did."""
+    parser.add_argument(
+        "--camouflage.thresholds",
+        dest="thresholds",
+        metavar="FILE",
+        help="look for camouflaged images with these thresholds, or with none of them, 'null'; else as in the training",
+    )
+    parser.add_argument(
+        "--camouflage.action", dest="action", choices=("refuse", "flag"), help="leave them out, or use and list them"
+    )
+
+
+def screen(task: Any, arguments: argparse.Namespace) -> None:
+    """Have a task look for camouflaged images as the options of `add_screening` say.
+
+    Raises:
+        UsageError: the task reads no images in which they are looked for.
+    """
+    given = {name: value for name in ("thresholds", "action") if (value := getattr(arguments, name)) is not None}
+    if not given:
+        return
+    if not dataclasses.is_dataclass(getattr(task, "camouflage", None)):
+        raise UsageError(f"the task {task.name} does not look for camouflaged images")
+    if given.get("thresholds") == "null":
+        given["thresholds"] = None
+    task.camouflage = dataclasses.replace(task.camouflage, **given)
 
 
 def fresh_folder(base: str | os.PathLike[str], name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convatlas.cli.parser import Parser, fresh_folder
+from convatlas.cli.parser import Parser, add_screening, fresh_folder, screen
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -17,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files or folders to predict for")
     parser.add_argument("--out", help="where to write; by default a new folder below RUN/predictions")
+    add_screening(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     from convatlas.training.task import open_task
@@ -25,6 +26,7 @@ def run(argv: Sequence[str]) -> int:
     with output_to_stderr(arguments.json):
         task = open_task(arguments.run)
         task.require("predict")
+        screen(task, arguments)
         report = task.predict(arguments.inputs, folder)
     if arguments.json:
         print(report.to_json())

@@ -167,7 +167,7 @@ def _section(algorithm: str, measured: list[_Measured]) -> Section:
             published="the ensemble is the best",
             statistic="accuracy of the vote less that of the best method",
             value=gains,
-            at_least=-LOSS,
+            at_least=0.0 - LOSS,
             seeds=len(measured),
         ),
         Claim.judge(

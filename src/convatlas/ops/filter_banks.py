@@ -146,7 +146,12 @@ def gammatone_filter_bank(
 
 
 def decibels(
-    power: Tensor, *, ref: float | Tensor = 1.0, amin: float | Tensor = 1e-10, top_db: float | None = 80.0
+    power: Tensor,
+    *,
+    ref: float | Tensor = 1.0,
+    amin: float | Tensor = 1e-10,
+    top_db: float | None = 80.0,
+    loudest: Tensor | None = None,
 ) -> Tensor:
     """10 log10(power / ref) of (B, F, T), no lower than ``top_db`` below the largest value of each sample.
 
@@ -155,12 +160,17 @@ def decibels(
         ref: power of 0 dB.
         amin: smaller powers, and a smaller ref, count as this.
         top_db: None for no floor.
+        loudest: largest power (B, 1, 1) of the samples that ``power`` is a part of; by default its own.
     """
     least, reference = (torch.as_tensor(value, dtype=power.dtype, device=power.device) for value in (amin, ref))
-    level = 10 * torch.maximum(power, least).log10() - 10 * torch.maximum(least, reference).log10()
+
+    def level(values: Tensor) -> Tensor:
+        return 10 * torch.maximum(values, least).log10() - 10 * torch.maximum(least, reference).log10()
+
     if top_db is None:
-        return level
-    return torch.maximum(level, level.amax(dim=(-2, -1), keepdim=True) - top_db)
+        return level(power)
+    highest = power.amax(dim=(-2, -1), keepdim=True) if loudest is None else loudest
+    return torch.maximum(level(power), level(highest) - top_db)
 
 
 def discrete_cosine_basis(size: int, *, orthonormal: bool = True) -> Tensor:

@@ -30,6 +30,7 @@ Kernel = Callable[[Tensor], Tensor]
 _PILLOW_BITS = 22  # of the fraction of Pillow's integer weights
 _OPENCV_BITS = 11
 _BLOCK = 128  # rows of a matrix at a time
+_AT_ONCE, _LEAST_ROWS = 1 << 17, 8  # numbers of a result of bytes that are worked on at once, and its rows
 
 
 class _Taps(NamedTuple):
@@ -383,29 +384,42 @@ def _opencv_bytes(x: Tensor, axes: list[_Axis], interpolation: Interpolation, an
     rows, columns = (
         _taps(axis, "opencv", interpolation, antialias, enlarge=enlarge, single_precision=True) for axis in axes
     )
-    values = x.double()
+    if not torch.compiler.is_compiling():  # rows that no result looks at
+        used, places = rows.indices.unique(return_inverse=True)
+        x, rows = x.index_select(-2, used.to(x.device)), rows._replace(indices=places)
     if interpolation == "nearest" or (interpolation == "area" and not enlarge):
-        means = _apply(_apply(values, columns, -1), rows, -2)
         # OpenCV has a path of its own for means of 2 x 2 pixels.
-        quarters = height.scale == width.scale == 0.5
-        return _to_bytes(_halves_up(means) if quarters else means.float().round())
+        rounded = _halves_up if height.scale == width.scale == 0.5 else lambda means: means.float().round()
+        means = _apply(x.double(), columns, -1)
+        return _by_rows(rows, means, lambda taps: _to_bytes(rounded(_apply(means, taps, -2))))
     rows, columns = (
         _Taps(taps.indices, torch.round(taps.weights.float() * 2**_OPENCV_BITS).double()) for taps in (rows, columns)
     )
-    sums = _apply(values, columns, -1)
+    sums = _apply(x.double(), columns, -1)
     if interpolation in ("bicubic", "lanczos"):
-        return _to_bytes(_halves_up(_apply(sums, rows, -2) / 2 ** (2 * _OPENCV_BITS)))
+        whole = 2 ** (2 * _OPENCV_BITS)
+        return _by_rows(rows, sums, lambda taps: _to_bytes(_halves_up(_apply(sums, taps, -2) / whole)))
     # With two taps OpenCV drops four bits before and sixteen after each product, and so does this.
-    shortened = torch.floor(sums / 2**4)
-    parts = [
-        torch.floor(
-            shortened.index_select(-2, rows.indices[:, tap].to(x.device))
-            * rows.weights[:, tap, None].to(x.device)
-            / 2**16
+    shortened = sums.int() >> 4
+
+    def combined(taps: _Taps) -> Tensor:
+        first, second = (
+            shortened.index_select(-2, taps.indices[:, tap].to(x.device)).mul_(
+                taps.weights[:, tap, None].int().to(x.device)
+            )
+            >> 16
+            for tap in range(2)
         )
-        for tap in range(2)
-    ]
-    return _to_bytes(torch.floor((parts[0] + parts[1] + 2) / 4))
+        return first.add_(second).add_(2).bitwise_right_shift_(2).clamp_(0, 255).to(torch.uint8)
+
+    return _by_rows(rows, sums, combined)
+
+
+def _by_rows(taps: _Taps, x: Tensor, combined: Callable[[_Taps], Tensor]) -> Tensor:
+    """Rows of a result by blocks that fit a processor's cache."""
+    count = max(_LEAST_ROWS, _AT_ONCE // max(1, x[..., 0, :].numel()))
+    blocks = zip(taps.indices.split(count), taps.weights.split(count), strict=True)
+    return torch.cat([combined(_Taps(*block)) for block in blocks], -2)
 
 
 _RESIZE_BYTES: dict[str, Callable[[Tensor, list[_Axis], Interpolation, bool], Tensor]] = {

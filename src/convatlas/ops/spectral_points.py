@@ -62,16 +62,13 @@ def spectral_points(mask: Tensor) -> Tensor:
     Returns:
         (...) int64.
     """
-    planes = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    sums = F.pad(planes, (1, 1, 1, 1), mode="replicate")
-    sums = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:]
-    sums = sums[..., :-2, :] + sums[..., 1:-1, :] + sums[..., 2:, :]
-    median = (sums >= 5).float() * 255
+    planes = mask.reshape(-1, *mask.shape[-2:]).to(torch.uint8)
+    median = _of_three(_of_three(planes, -1), -2) >= 5
     # Sums of these whole numbers stay below 2^24: float32 is exact.
-    weights = median.new_tensor(_GAUSSIAN).view(1, 1, 1, -1)
-    blurred = F.conv2d(_reflected(median, -1), weights)
-    blurred = F.conv2d(_reflected(blurred, -2), weights.mT)
-    counts = [count_contours(plane[0] >= _SMALLEST) for plane in blurred]
+    blurred = _around_ones(median).float() * 255
+    for dim in (-1, -2):
+        blurred = _blurred(blurred, dim)
+    counts = [count_contours(plane >= _SMALLEST) for plane in blurred]
     return torch.tensor(counts, device=mask.device).reshape(mask.shape[:-2])
 
 
@@ -96,6 +93,34 @@ def _whole(half: Tensor, width: int) -> Tensor:
     """All frequencies of a real picture from those that rfft2 gives: values at k and -k are the same."""
     mirrored = half[..., 1 : (width + 1) // 2].flip(-2, -1).roll(1, -2)
     return torch.cat([half, mirrored], -1)
+
+
+def _of_three(x: Tensor, dim: int) -> Tensor:
+    """Sums of each entry and its neighbours; the outermost entries are repeated beyond the ends."""
+    length = x.shape[dim]
+    x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, length - 1, 1)], dim)
+    return x.narrow(dim, 0, length) + x.narrow(dim, 1, length) + x.narrow(dim, 2, length)
+
+
+def _around_ones(masks: Tensor) -> Tensor:
+    """The part of masks (N, H, W) that the ones of any of them can reach, and as much again that is zero."""
+    for dim in (1, 2):
+        found = masks.any(0).any(2 - dim).nonzero()
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        start = max(0, first - 2 * len(_HALF))
+        masks = masks.narrow(dim, start, min(masks.shape[dim], last + 1 + 2 * len(_HALF)) - start)
+    return masks
+
+
+def _blurred(x: Tensor, dim: int) -> Tensor:
+    """The Gaussian along one axis, as a sum of shifted masks."""
+    length, reach = x.shape[dim], len(_HALF)
+    x = _reflected(x, dim)
+    result = x.narrow(dim, reach, length) * _GAUSSIAN[reach]
+    for shift in range(1, reach):  # the outermost weight is zero
+        both = x.narrow(dim, reach - shift, length) + x.narrow(dim, reach + shift, length)
+        result.add_(both, alpha=_GAUSSIAN[reach + shift])
+    return result
 
 
 def _reflected(x: Tensor, dim: int) -> Tensor:

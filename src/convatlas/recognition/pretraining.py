@@ -19,6 +19,7 @@ from convatlas.errors import DataError, Unsupported
 from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.report import Report
+from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.method import Together
 from convatlas.training.run import Run, from_mapping, to_mapping
@@ -48,6 +49,7 @@ class Pretraining(GradientTask):
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
         mean: of the normalisation, for each channel; that of the published weights when left out.
         std: of the normalisation, in the same way.
+        camouflage: whether images that look crafted to become others when they are resized are looked for.
         augment: random changes of the images.
         val_fraction: share of the images on which the loss is measured to choose the best epoch.
         split_seed: of the random split.
@@ -66,6 +68,7 @@ class Pretraining(GradientTask):
     channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    camouflage: Screening = field(default_factory=Screening)
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.67, 1.0)))
     val_fraction: float = 0.05
     split_seed: int = 0
@@ -74,6 +77,7 @@ class Pretraining(GradientTask):
     method: SparK = field(init=False, repr=False)
     preprocess: Preprocess = field(init=False, default_factory=Preprocess)
     splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
+    screen: Screen = field(init=False, repr=False, default_factory=Screen)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
 
@@ -106,7 +110,8 @@ class Pretraining(GradientTask):
             DataError: the data cannot be read, or there are too few.
             CheckpointError: ``weights`` do not fit.
         """
-        self.splits = self._read()
+        self.screen = Screen(self.camouflage)
+        self.splits = self.screen.sets(self._read())
         train = self.splits["train"]
         self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
         tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
@@ -189,7 +194,7 @@ class Pretraining(GradientTask):
         """The loss on the way, originals beside masked images and reconstructions, and how to go on."""
         from convatlas.recognition.pretraining_report import pretraining_report
 
-        return pretraining_report(self, run)
+        return self.screen.noted(pretraining_report(self, run))
 
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Refuse: what was learned shows when recognition goes on with it."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from convatlas.catalog import LAYERS
 from convatlas.data.dataset import Augmented, ImageDataset, Views, collate
 from convatlas.data.image_files import IMAGES, FileKind
-from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, stratified_split
+from convatlas.data.images import ImageSet, Skipped, Unreadable, check_trainable, read_images, stratified_split
 from convatlas.data.mixing import mix, smooth_targets
 from convatlas.data.transforms import Augment, Preprocess
 from convatlas.data.volume_transforms import VolumeAugment, VolumePreprocess
@@ -28,8 +28,8 @@ from convatlas.networks.base import Backbone, BackboneConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.recognition.class_scores import balanced_weights
 from convatlas.recognition.predictions import Predictions, joined
-from convatlas.recognition.reading import read_sets
 from convatlas.report import Report
+from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.run import Run, from_mapping, to_mapping
 from convatlas.training.settings import Training
@@ -65,8 +65,7 @@ class Recognition(GradientTask):
         volume_size: depth, height and width that a network for volumes sees; the published ones when left out.
         channels: 1 (grey) or 3 (RGB) to convert the images; as they are when left out.
         volumes: how the files of volumes and videos are read.
-        camouflage: thresholds of Decamouflage, as the task ``camouflage`` writes them: images that look crafted to
-            become others when they are resized are left out and listed.
+        camouflage: whether images that look crafted to become others when they are resized are looked for.
         mean: of the normalisation, for each channel; that of the published weights when left out.
         std: of the normalisation, in the same way.
         augment: random changes of the training images.
@@ -104,7 +103,7 @@ class Recognition(GradientTask):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     volumes: VolumeReading = field(default_factory=VolumeReading)
-    camouflage: str | None = None
+    camouflage: Screening = field(default_factory=Screening)
     augment: Augment = field(default_factory=Augment)
     volume_augment: VolumeAugment = field(default_factory=VolumeAugment)
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
@@ -124,6 +123,7 @@ class Recognition(GradientTask):
     classes: tuple[str, ...] = field(init=False, default=())
     preprocess: Preprocess | VolumePreprocess = field(init=False, default_factory=Preprocess)
     splits: dict[str, ImageSet] = field(init=False, default_factory=dict)
+    screen: Screen = field(init=False, repr=False, default_factory=Screen)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
     data_digest: str = field(init=False, default="")
@@ -150,8 +150,8 @@ class Recognition(GradientTask):
         if other is not None:
             kind = "volumes" if self.takes_volumes else "images"
             raise ValueError(f"{given} must be left out for {self.model}, which is a network for {kind}, got {other}")
-        if self.camouflage is not None and self.takes_volumes:
-            raise ValueError(f"camouflage must be left out for {self.model}, which is a network for volumes")
+        if self.camouflage.thresholds is not None and self.takes_volumes:
+            raise ValueError(f"camouflage.thresholds must be left out for {self.model}, which is a network for volumes")
         if self.folds < 1 or not 0 <= self.fold <= self.folds or (self.folds == 1 and self.fold):
             raise ValueError(f"fold must be from 0 to folds, and folds at least 1, got {self.fold} and {self.folds}")
         if not 0 <= self.mix_switch <= 1:
@@ -181,8 +181,7 @@ class Recognition(GradientTask):
     def _read(
         self, source: str | Path | Sequence[str | Path], channels: int | None, *, labelled: bool = True
     ) -> dict[str, ImageSet]:
-        """The sets of images of a source, on request without the camouflaged ones."""
-        return read_sets(source, channels, self.files, labelled=labelled, camouflage=self.camouflage)
+        return read_images(source, channels=channels, labelled=labelled, kind=self.files)
 
     def fit(self, run: str | Path, training: Training | None = None, *, resume: bool = False) -> Report:
         """Train as every gradient-trained task does, or, with ``folds``, once for each fold."""
@@ -204,8 +203,9 @@ class Recognition(GradientTask):
             DataError: the data cannot be read or cannot be used for training.
             CheckpointError: ``weights`` do not fit.
         """
-        self.splits = self._split(self._read(self.data, self.channels))
-        self.data_digest = _digest(self.splits)
+        splits = self._split(self._read(self.data, self.channels))
+        self.data_digest = _digest(splits)
+        self.splits = self._screened(splits)
         self.unreadable = {each.path: each.reason for images in self.splits.values() for each in images.skipped}
         tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
         train = self.splits["train"]
@@ -441,7 +441,7 @@ class Recognition(GradientTask):
 
         predictions = self.probabilities(self._held_out(data))
         tell_skipped(predictions.skipped)
-        report = evaluation_report(self, predictions)
+        report = self.screen.noted(evaluation_report(self, predictions))
         if folder is not None:
             predictions.write_csv(Path(folder) / "predictions.csv")
             report.save(folder)
@@ -456,11 +456,15 @@ class Recognition(GradientTask):
                         f"the images of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the images to evaluate on by --data"
                     )
-                self.splits = splits
+                self.splits = {**splits, **self._screened({"test": splits["test"]})}
             return self.splits["test"].with_classes(self.classes)
         sets = self._read(data, self._channels())
-        images = next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
-        return images.with_classes(self.classes)
+        name = next(name for name in ("test", "val", "all", "train") if name in sets)
+        return self._screened({name: sets[name]})[name].with_classes(self.classes)
+
+    def _screened(self, sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+        self.screen = Screen(self.camouflage)
+        return self.screen.sets(sets)
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
         """Name what each image shows; writes ``predictions.csv`` and a page with the pictures.
@@ -474,12 +478,13 @@ class Recognition(GradientTask):
         """
         from convatlas.recognition.reports import prediction_report
 
-        sets = self._read(list(inputs), self._channels(), labelled=False)
+        sets = self._screened(self._read(list(inputs), self._channels(), labelled=False))
         predictions = self.probabilities(joined(list(sets.values())))
         tell_skipped(predictions.skipped)
         predictions.write_csv(Path(folder) / "predictions.csv")
-        report = prediction_report(self, predictions)
+        report = self.screen.noted(prediction_report(self, predictions))
         report.save(folder)
+        self.exit_code = self.screen.exit_code
         return report
 
     def _channels(self) -> int | None:
@@ -490,7 +495,7 @@ class Recognition(GradientTask):
         """Curves, quality on the test images, worst mistakes and cost of a finished run; writes sample pictures."""
         from convatlas.recognition.reports import training_report
 
-        return training_report(self, run)
+        return self.screen.noted(training_report(self, run))
 
     @classmethod
     def compare(cls, tasks: Mapping[str, "Recognition"], runs: Mapping[str, Run], folder: Path) -> Report:

@@ -30,6 +30,7 @@ from convatlas.restoration.metrics import MeanPSNR, MeanSquaredError
 from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSet
 from convatlas.restoration.sets import collate, digest, divided
 from convatlas.restoration.upscaling import in_tiles
+from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.progress import progress
 from convatlas.training.run import Run
@@ -54,6 +55,7 @@ class Denoising(GradientTask):
         colour: what the network works on: ``grey``, or ``rgb``.
         noise: what is added to clean images.
         loss: ``mse``, ``l1``, or ``psnr`` (the logarithm of the mean squared error of each patch).
+        camouflage: whether images that look crafted to become others when they are resized are looked for.
         patch_size: side of the squares that are learned from, in pixels.
         patch_stride: distance of these squares in an image.
         turn: whether they are turned and mirrored at random.
@@ -74,6 +76,7 @@ class Denoising(GradientTask):
     colour: Literal["grey", "rgb"] = "grey"
     noise: Noise = field(default_factory=Noise)
     loss: Literal["mse", "l1", "psnr"] = "mse"
+    camouflage: Screening = field(default_factory=Screening)
     patch_size: int = 32
     patch_stride: int = 32
     turn: bool = True
@@ -83,6 +86,7 @@ class Denoising(GradientTask):
 
     network: Denoiser = field(init=False, repr=False)
     splits: dict[str, Pairs] = field(init=False, default_factory=dict)
+    screen: Screen = field(init=False, repr=False, default_factory=Screen)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
     data_digest: str = field(init=False, default="")
@@ -128,7 +132,7 @@ class Denoising(GradientTask):
         if self.weights is not None:
             source = published_source(self.model) if self.weights == "published" else self.weights
             self.started_from = f"{self.weights}: {load_weights(self.network, source).summary()}"
-        self.splits = self._split(read_pairs(self.data, scale=1))
+        self.splits = self._screened(self._split(read_pairs(self.data, scale=1)))
         self.data_digest = digest(self.splits)
         self.unreadable = {each.path: each.reason for pairs in self.splits.values() for each in pairs.skipped}
         shelf = Shelf()
@@ -140,6 +144,10 @@ class Denoising(GradientTask):
         if not len(patches) or not val:
             side = self.patch_size
             raise DataError(f"{self.data} has too few images: training needs some of at least {side} x {side} pixels")
+
+    def _screened(self, sets: Mapping[str, Pairs]) -> dict[str, Pairs]:
+        self.screen = Screen(self.camouflage)
+        return self.screen.pairs(sets)
 
     def _split(self, sets: dict[str, Pairs]) -> dict[str, Pairs]:
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
@@ -236,7 +244,7 @@ class Denoising(GradientTask):
 
         measured, skipped = self.measure(self._held_out(data))
         tell_skipped(skipped)
-        report = evaluation_report(self, measured, skipped)
+        report = self.screen.noted(evaluation_report(self, measured, skipped))
         if folder is not None:
             write_cleaned(Path(folder) / "quality.csv", measured)
             report.save(folder)
@@ -251,9 +259,9 @@ class Denoising(GradientTask):
                         f"the images of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the images to evaluate on by --data"
                     )
-                self.splits = splits
+                self.splits = self._screened(splits)
             return self.splits["test"]
-        sets = read_pairs(data, scale=1)
+        sets = self._screened(read_pairs(data, scale=1))
         return next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
@@ -270,17 +278,19 @@ class Denoising(GradientTask):
         """
         from convatlas.restoration.denoising_reports import clean_files, prediction_report
 
-        done, skipped = clean_files(self.network, inputs, Path(folder))
+        self.screen = Screen(self.camouflage)
+        done, skipped = clean_files(self.network, inputs, Path(folder), self.screen.check)
         tell_skipped(skipped)
-        report = prediction_report(self, done, skipped)
+        report = self.screen.noted(prediction_report(self, done, skipped))
         report.save(folder)
+        self.exit_code = self.screen.exit_code
         return report
 
     def report(self, run: Run) -> Report:
         """Curves, quality on the test images before and after, pictures and cost of a finished run."""
         from convatlas.restoration.denoising_reports import training_report
 
-        return training_report(self, run)
+        return self.screen.noted(training_report(self, run))
 
     @classmethod
     def compare(cls, tasks: Mapping[str, "Denoising"], runs: Mapping[str, Run], folder: Path) -> Report:

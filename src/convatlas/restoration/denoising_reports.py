@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,16 @@ class CleanedFile:
     sample: tuple[Array, Array]
 
 
-def clean_files(model: Denoiser, inputs: Sequence[str | Path], folder: Path) -> tuple[list[CleanedFile], list[Skipped]]:
+def clean_files(
+    model: Denoiser, inputs: Sequence[str | Path], folder: Path, check: Callable[[str, Array], None]
+) -> tuple[list[CleanedFile], list[Skipped]]:
     """Clean image files and all in folders; transparency and colour profile are kept.
+
+    Args:
+        model: the network.
+        inputs: files and folders.
+        folder: where to write.
+        check: called with the name and the pixels of each image; raises `Unreadable` to have it left out.
 
     Returns:
         What was written, and what was left out with the reasons.
@@ -163,6 +171,7 @@ def clean_files(model: Denoiser, inputs: Sequence[str | Path], folder: Path) -> 
         started = time.perf_counter()
         try:
             picture = read_picture(path, name=name)
+            check(name, picture.pixels)
         except Unreadable as error:
             skipped.append(Skipped(name, error.reason))
             continue

@@ -31,6 +31,7 @@ from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSe
 from convatlas.restoration.protocol import Protocol
 from convatlas.restoration.sets import collate, digest, divided
 from convatlas.restoration.upscaling import in_tiles
+from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.progress import progress
 from convatlas.training.run import Run
@@ -54,6 +55,7 @@ class SuperResolution(GradientTask):
         colour: what the network works on: ``y`` for luma, while chroma is enlarged by bicubic interpolation, or
             ``rgb``.
         protocol: what low resolution is, and how the quality is measured.
+        camouflage: whether images that look crafted to become others when they are resized are looked for.
         patch_size: side of the squares that are learned from, in pixels of low resolution.
         patch_stride: distance of these squares in an image.
         turn: whether they are turned and mirrored at random.
@@ -75,6 +77,7 @@ class SuperResolution(GradientTask):
     weights: str | None = None
     colour: Literal["y", "rgb"] = "y"
     protocol: Protocol = field(default_factory=Protocol)
+    camouflage: Screening = field(default_factory=Screening)
     patch_size: int = 17
     patch_stride: int = 13
     turn: bool = False
@@ -85,6 +88,7 @@ class SuperResolution(GradientTask):
 
     network: Upscaler = field(init=False, repr=False)
     splits: dict[str, Pairs] = field(init=False, default_factory=dict)
+    screen: Screen = field(init=False, repr=False, default_factory=Screen)
     unreadable: dict[str, str] = field(init=False, default_factory=dict)
     started_from: str = field(init=False, default="")
     data_digest: str = field(init=False, default="")
@@ -125,7 +129,7 @@ class SuperResolution(GradientTask):
         self.network = self._config().build()
         if self.weights is not None:
             self._start_from(self.weights)
-        self.splits = self._split(self._read(self.data))
+        self.splits = self._screened(self._split(self._read(self.data)))
         self.data_digest = digest(self.splits)
         self.unreadable = {each.path: each.reason for pairs in self.splits.values() for each in pairs.skipped}
         shelf = Shelf()
@@ -140,6 +144,10 @@ class SuperResolution(GradientTask):
     def _read(self, data: str | Path) -> dict[str, Pairs]:
         frames = self.network.frames
         return read_pairs(data, scale=self.scale, frames=frames, frames_per_clip=self.frames_per_clip)
+
+    def _screened(self, sets: Mapping[str, Pairs]) -> dict[str, Pairs]:
+        self.screen = Screen(self.camouflage)
+        return self.screen.pairs(sets)
 
     def _split(self, sets: dict[str, Pairs]) -> dict[str, Pairs]:
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
@@ -250,7 +258,7 @@ class SuperResolution(GradientTask):
             pairs = self._held_out(data)
             measured, skipped = self.measure(pairs)
             tell_skipped(skipped)
-            report = evaluation_report(self, pairs, measured, skipped)
+            report = self.screen.noted(evaluation_report(self, pairs, measured, skipped))
             if folder is not None:
                 write_qualities(Path(folder) / "quality.csv", measured)
         if folder is not None:
@@ -276,9 +284,9 @@ class SuperResolution(GradientTask):
                         f"the images of {self.data} are not those of the training, so which of them were held out "
                         "cannot be told; give the images to evaluate on by --data"
                     )
-                self.splits = splits
+                self.splits = self._screened(splits)
             return self.splits["test"]
-        sets = self._read(data)
+        sets = self._screened(self._read(data))
         return next(sets[name] for name in ("test", "val", "all", "train") if name in sets)
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
@@ -297,17 +305,19 @@ class SuperResolution(GradientTask):
         from convatlas.restoration.super_resolution_files import enlarge_files
         from convatlas.restoration.super_resolution_reports import prediction_report
 
-        done, skipped = enlarge_files(self.network, self.protocol, inputs, Path(folder))
+        self.screen = Screen(self.camouflage)
+        done, skipped = enlarge_files(self.network, self.protocol, inputs, Path(folder), self.screen.check)
         tell_skipped(skipped)
-        report = prediction_report(self, done, skipped)
+        report = self.screen.noted(prediction_report(self, done, skipped))
         report.save(folder)
+        self.exit_code = self.screen.exit_code
         return report
 
     def report(self, run: Run) -> Report:
         """Curves, quality on the test images beside bicubic interpolation, pictures and cost of a finished run."""
         from convatlas.restoration.super_resolution_reports import training_report
 
-        return training_report(self, run)
+        return self.screen.noted(training_report(self, run))
 
     @classmethod
     def compare(cls, tasks: Mapping[str, "SuperResolution"], runs: Mapping[str, Run], folder: Path) -> Report:

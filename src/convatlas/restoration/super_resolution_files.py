@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,11 @@ class Enlarged:
 
 
 def enlarge_files(
-    model: Upscaler, protocol: Protocol, inputs: Sequence[str | Path], folder: Path
+    model: Upscaler,
+    protocol: Protocol,
+    inputs: Sequence[str | Path],
+    folder: Path,
+    check: Callable[[str, Array], None],
 ) -> tuple[list[Enlarged], list[Skipped]]:
     """Enlarge image files, clips, and all of both in folders.
 
@@ -63,6 +68,7 @@ def enlarge_files(
         protocol: whose luma and interpolation the network was trained with.
         inputs: files and folders.
         folder: where to write.
+        check: called with the name and the pixels of each image; raises `Unreadable` to have it left out.
 
     Returns:
         What was written, and what was left out with the reasons.
@@ -78,7 +84,7 @@ def enlarge_files(
     skipped: list[Skipped] = []
     taken: set[str] = set()
     for path, name in found:
-        enlarge = _clip if is_video_name(path) else _image
+        enlarge = _clip if is_video_name(path) else partial(_image, check)
         try:
             done.append(enlarge(model, protocol, path, name, folder, taken))
         except (Unreadable, DataError) as error:
@@ -88,11 +94,20 @@ def enlarge_files(
     return done, skipped
 
 
-def _image(model: Upscaler, protocol: Protocol, path: Path, name: str, folder: Path, taken: set[str]) -> Enlarged:
+def _image(
+    check: Callable[[str, Array], None],
+    model: Upscaler,
+    protocol: Protocol,
+    path: Path,
+    name: str,
+    folder: Path,
+    taken: set[str],
+) -> Enlarged:
     if model.frames > 1:
         raise DataError(f"the network takes {model.frames} frames of a clip, not an image")
     started = time.perf_counter()
     picture = read_picture(path, name=name)
+    check(name, picture.pixels)
     parts = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha]
     with progress(name, None) as advance:
         whole = upscale_image(

@@ -4,22 +4,22 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from convatlas.data.image_files import Unreadable
 from convatlas.data.images import ImageSet, Skipped, read_images, stratified_split
 from convatlas.errors import DataError, Unsupported
 from convatlas.files import write_text
 from convatlas.report import Cell, Files, Note, Report, Section, Table, printable
-from convatlas.robustness.decamouflage import Decamouflage
+from convatlas.robustness.decamouflage import Decamouflage, Detection
 from convatlas.robustness.detection_quality import detection_sections
-from convatlas.robustness.scaling_attack import Scaler
+from convatlas.robustness.scaling_attack import Bytes, Scaler
+from convatlas.robustness.screening import ALARM, MOST_PICTURES, revealed, revealed_pictures
 from convatlas.training.left_out import skipped_sections, tell_skipped
 from convatlas.training.measure import provenance
 from convatlas.training.progress import progress
@@ -31,8 +31,6 @@ __all__ = ["THRESHOLDS", "Camouflage"]
 
 #: Name of the file with the thresholds in a run.
 THRESHOLDS = "thresholds.json"
-#: What ``convatlas predict`` ends with where attacks were found.
-_ALARM = 3
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,24 +92,23 @@ class Camouflage(Task):
             raise ValueError("the task camouflage is calibrated, not trained: it takes no settings of a training")
         opened = Run(run)
         opened.check_unused()
-        skipped: list[Skipped] = []
+        skipped: dict[str, str] = {}
         parts = {"benign": self._split(self.data)} | ({"attack": self._split(self.attacks)} if self.attacks else {})
-        learn = {kind: list(_pixels(sets["learn"], skipped)) for kind, sets in parts.items()}
+        learn = {kind: sets["learn"] for kind, sets in parts.items()}
         if self.spectrum == "calibrate":
-            self.detector.calibrate_spectrum_threshold(image for _, image in learn["benign"])
+            self.detector.calibrate_spectrum_threshold(image for _, image in _pixels(learn["benign"], skipped))
         else:
             self.detector.base = float(self.spectrum)
-        images = {kind: [image for _, image in pairs] for kind, pairs in learn.items()}
-        with progress("calibrating", sum(map(len, images.values()))) as advance:
-            seen = {kind: _told(values, advance) for kind, values in images.items()}
+        with progress("calibrating", sum(map(len, learn.values()))) as advance:
+            seen = {kind: _told(_pixels(images, skipped), advance) for kind, images in learn.items()}
             self.detector.fit(seen["benign"], seen.get("attack"), self.percentile)
         opened = Run.create(run, self.name, to_mapping(self))
         self.save(opened.folder / THRESHOLDS)
         test = {kind: self._detect(sets["test"], skipped) for kind, sets in parts.items()}
-        tell_skipped(skipped)
         sections = [self._thresholds(), *detection_sections(self.detector, test), *_left_out(skipped)]
         kind = "white-box" if self.attacks else "black-box"
-        counts = ", ".join(f"{len(values)} {name}" for name, values in images.items())
+        scores = {"benign": self.detector.benign, "attack": self.detector.attack}
+        counts = ", ".join(f"{len(next(iter(scores[name].values())))} {name}" for name in parts)
         report = Report("Calibrated detection of camouflaged images", f"{kind}, on {counts}.", sections, provenance())
         report.save(opened.folder)
         return report
@@ -122,7 +119,7 @@ class Camouflage(Task):
         Raises:
             DataError: the data cannot be read.
         """
-        skipped: list[Skipped] = []
+        skipped: dict[str, str] = {}
         if data is None:
             sources = {"benign": self.data} | ({"attack": self.attacks} if self.attacks else {})
             sets = {kind: self._split(source)["test"] for kind, source in sources.items()}
@@ -132,7 +129,6 @@ class Camouflage(Task):
                 raise DataError(f"{data} must hold a folder 'benign', a folder 'attack', or both")
             sets = {kind: _read(path) for kind, path in found.items()}
         test = {kind: self._detect(images, skipped) for kind, images in sets.items()}
-        tell_skipped(skipped)
         counts = ", ".join(f"{len(rows)} {kind}" for kind, rows in test.items())
         sections = [*detection_sections(self.detector, test), *_left_out(skipped)]
         report = Report("Detection of camouflaged images", f"On {counts} images.", sections, provenance())
@@ -141,7 +137,9 @@ class Camouflage(Task):
         return report
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
-        """Scan images; writes ``report.csv`` with every score and a page. ``exit_code`` is 3 if attacks are found.
+        """Scan images; writes ``report.csv`` with every score and a page with pictures of the attacks.
+
+        ``exit_code`` is 3 if there are any.
 
         Args:
             inputs: image files, folders or ``.npz`` files.
@@ -150,9 +148,10 @@ class Camouflage(Task):
         Raises:
             DataError: no image can be read.
         """
-        skipped: list[Skipped] = []
-        rows = self._detect(read_images(list(inputs), labelled=False), skipped)
-        tell_skipped(skipped)
+        skipped: dict[str, str] = {}
+        pictures: list[tuple[Bytes, str]] = []
+        sets = read_images(list(inputs), labelled=False).values()
+        rows = [row for images in sets for row in self._detect(images, skipped, pictures)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "attack", *self.detectors])
@@ -161,9 +160,11 @@ class Camouflage(Task):
             writer.writerow([printable(name), "yes" if found.attack else "no", *values])
         write_text(Path(folder) / "report.csv", text.getvalue())
         flagged = [(name, found) for name, found in rows if found.attack]
-        self.exit_code = _ALARM if flagged else 0
+        self.exit_code = ALARM if flagged else 0
         cells: list[list[Cell]] = [[name, *(found.scores[m] for m in self.detectors)] for name, found in flagged[:1000]]
         parts: list[Any] = [Table("Camouflaged images", ["image", *self.detectors], cells)] if cells else []
+        if pictures:
+            parts.append(revealed_pictures(pictures))
         parts.append(Files("Files", {"all scores": "report.csv"}))
         report = Report(
             "Scan for camouflaged images",
@@ -197,14 +198,20 @@ class Camouflage(Task):
         fractions = {"learn": 1 - self.test_fraction, "test": self.test_fraction}
         return stratified_split(_read(source), fractions, self.split_seed)
 
-    def _detect(self, images: ImageSet | Mapping[str, ImageSet], skipped: list[Skipped]) -> list[Any]:
-        sets = [images] if isinstance(images, ImageSet) else list(images.values())
-        found = []
-        with progress("scanning", sum(map(len, sets))) as advance:
-            for each in sets:
-                for name, image in _pixels(each, skipped):
-                    found.append((name, self.detector.predict(image)))
-                    advance()
+    def _detect(
+        self,
+        images: ImageSet,
+        skipped: dict[str, str],
+        pictures: list[tuple[Bytes, str]] | None = None,
+    ) -> list[tuple[str, Detection]]:
+        """Names and detections of images; adds pictures of the first attacks."""
+        found: list[tuple[str, Detection]] = []
+        with progress("scanning", len(images)) as advance:
+            for name, image in _pixels(images, skipped):
+                found.append((name, self.detector.predict(image)))
+                if pictures is not None and found[-1][1].attack and len(pictures) < MOST_PICTURES:
+                    pictures.append((revealed(self.detector, image), name))
+                advance()
         return found
 
     def _thresholds(self) -> Section:
@@ -221,26 +228,28 @@ def _read(source: str | Path) -> ImageSet:
     return next(iter(read_images(source, labelled=False).values()))
 
 
-def _told(images: Sequence[npt.NDArray[Any]], advance: Any) -> Iterator[npt.NDArray[Any]]:
-    for image in images:
+def _told(pairs: Iterable[tuple[str, Bytes]], advance: Callable[[], None]) -> Iterator[Bytes]:
+    for _, image in pairs:
         yield image
         advance()
 
 
-def _pixels(images: ImageSet, skipped: list[Skipped]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _pixels(images: ImageSet, skipped: dict[str, str]) -> Iterator[tuple[str, Bytes]]:
     """Names and pixels of a set; what cannot be read or judged is left out and noted."""
-    skipped += images.skipped
+    skipped |= {each.path: each.reason for each in images.skipped}
     for row, name in enumerate(images.names):
         try:
             image = images.image(row)
         except Unreadable as error:
-            skipped.append(Skipped(name, error.reason))
+            skipped[name] = error.reason
             continue
         if image.dtype != np.uint8 or image.shape[2] not in (1, 3):
-            skipped.append(Skipped(name, f"must be grey or RGB bytes, got {image.shape[2]} channels of {image.dtype}"))
+            skipped[name] = f"must be grey or RGB bytes, got {image.shape[2]} channels of {image.dtype}"
             continue
         yield name, image
 
 
-def _left_out(skipped: Sequence[Skipped]) -> list[Section]:
-    return skipped_sections({each.path: each.reason for each in skipped})
+def _left_out(skipped: Mapping[str, str]) -> list[Section]:
+    """Tell what was left out, and the section of a report that lists it."""
+    tell_skipped(Skipped(path, reason) for path, reason in skipped.items())
+    return skipped_sections(skipped)

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convatlas.data.images import ImageSet, Skipped, Unreadable
 from convatlas.errors import DataError, unknown
 from convatlas.files import write_text
 from convatlas.ops.colour import rgb_to_gray
 from convatlas.ops.image_quality import ssim
 from convatlas.ops.rank_filters import maximum_filter, minimum_filter
+from convatlas.ops.resize import resize
 from convatlas.ops.spectral_points import spectral_mask, spectral_points
 from convatlas.robustness.scaling_attack import Bytes, Scaler, from_planes, planes
 
@@ -42,7 +42,6 @@ __all__ = [
     "spectrum_threshold",
     "squared_error",
     "white_box_threshold",
-    "without_camouflaged",
 ]
 
 Direction = Literal["above", "below"]
@@ -63,6 +62,8 @@ _FILTERS = {"min": minimum_filter, "max": maximum_filter}
 #: Threshold of the spectrum for pictures of 224 x 224.
 _BASE, _BASE_STEP, _HIGHEST_BASE = 230.0, 5.0, 300.0
 _SSIM_WINDOW = 11
+#: Rows of pictures that are compared at once.
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,11 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
         x: (..., C, H, W).
         y: of the same shape.
     """
-    difference = x.to(torch.float32) - y.to(torch.float32)  # exact for bytes, and so are their squares
-    return difference.square_().sum((-3, -2, -1), dtype=torch.float64) / (x.shape[-2] * x.shape[-1])
+    total = torch.zeros(x.shape[:-3], dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(_ROWS_AT_ONCE, -2), y.split(_ROWS_AT_ONCE, -2), strict=True):
+        difference = a.to(torch.float32) - b.to(torch.float32)  # exact for bytes, and so are their squares
+        total += difference.square_().sum((-3, -2, -1), dtype=torch.float64)
+    return total / (x.shape[-2] * x.shape[-1])
 
 
 def _finite(scores: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
@@ -174,6 +178,7 @@ class Decamouflage:
         filter_size: side of the window of the minimum and maximum, 3 or 2.
         base: of `spectrum_threshold`.
         thresholds: by method; `fit` sets them.
+        channels: of the first benign picture of `fit`, to which others are converted, as errors are summed over them.
         benign, attack: the scores that they were chosen from, by metric, so that others can be chosen.
     """
 
@@ -183,6 +188,7 @@ class Decamouflage:
     filter_size: int = 3
     base: float = _BASE
     thresholds: dict[str, Threshold] = field(default_factory=dict)
+    channels: Literal[1, 3] | None = None
     benign: dict[str, list[float]] = field(default_factory=dict, repr=False)
     attack: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
@@ -226,13 +232,17 @@ class Decamouflage:
                 else:
                     found[name] = ssim(x, other, data_range=255, covariance="sample")
         if "csp" in wanted:
-            gray = (x if x.shape[1] == 1 else rgb_to_gray(x, "opencv"))[:, 0]
-            found["csp"] = spectral_points(spectral_mask(gray, spectrum_threshold(height, width, self.base))).double()
+            threshold = spectrum_threshold(height, width, self.base)
+            found["csp"] = spectral_points(spectral_mask(_gray(x)[:, 0], threshold)).double()
         return {metric: found[metric] for metric in wanted}
 
     def rescaled(self, x: Tensor) -> Tensor:
         """Pictures (..., H, W) scaled to the network's size and back."""
         return self.scaler.resize(self.scaler.resize(x, self.size), x.shape[-2:])
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """Pictures (..., H, W) at the network's size with every pixel weighed, as they are seen from afar."""
+        return resize(x, self.size, convention="pillow", interpolation="box")
 
     def score(self, image: npt.NDArray[Any], metrics: Sequence[str] | None = None) -> dict[str, float]:
         """Metrics of one picture (H, W) or (H, W, C) uint8; all of them unless some are named.
@@ -241,6 +251,10 @@ class Decamouflage:
             ValueError: it is not uint8, or not of one or three channels.
         """
         x = planes(image)[None]
+        if self.channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        elif self.channels == 1:
+            x = _gray(x)
         if x.shape[-2] <= self.size[0] and x.shape[-1] <= self.size[1]:
             logging.getLogger(__name__).warning(
                 "an image of %d x %d is not larger than the network's %d x %d: it is not scaled down, and the scaling "
@@ -260,9 +274,7 @@ class Decamouflage:
         Raises:
             DataError: there are no pictures.
         """
-        grays = [
-            (x if len(x) == 1 else rgb_to_gray(x, "opencv"))[0] for x in (planes(image, "benign") for image in benign)
-        ]
+        grays = [_gray(planes(image, "benign"))[0] for image in benign]
         if not grays:
             raise DataError("benign must hold at least one image")
         base = _HIGHEST_BASE
@@ -292,9 +304,15 @@ class Decamouflage:
         Raises:
             DataError: a method has no score of any picture.
         """
-        self.benign = _columns([self.score(image) for image in benign])
+        self.channels = None
+        self.benign = _columns([self._first(image) for image in benign])
         self.attack = {} if attack is None else _columns([self.score(image) for image in attack])
         return self.choose(percentile)
+
+    def _first(self, image: npt.NDArray[Any]) -> dict[str, float]:
+        if self.channels is None:
+            self.channels = 1 if planes(image).shape[0] == 1 else 3
+        return self.score(image)
 
     def choose(self, percentile: float = 1.0) -> Decamouflage:
         """Choose the thresholds again from the scores that `fit` has kept."""
@@ -337,6 +355,7 @@ class Decamouflage:
             "scaler": asdict(self.scaler),
             "filter_size": self.filter_size,
             "spectrum_base": self.base,
+            "channels": self.channels,
             "thresholds": [asdict(threshold) for threshold in self.thresholds.values()],
             "scores": {"benign": self.benign, "attack": self.attack},
         }
@@ -359,35 +378,25 @@ class Decamouflage:
                 methods=tuple(thresholds),
                 filter_size=held["filter_size"],
                 base=held["spectrum_base"],
+                channels=held["channels"],
                 thresholds=thresholds,
                 **held["scores"],
             )
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}; it should hold thresholds") from None
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} does not hold thresholds of Decamouflage: {error}") from None
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Pictures (..., C, H, W) of one or three channels as (..., 1, H, W)."""
+    return x if x.shape[-3] == 1 else rgb_to_gray(x, "opencv")
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     if not rows:
         raise DataError("benign and attack must hold at least one image each")
     return {metric: [row[metric] for row in rows] for metric in rows[0]}
-
-
-def without_camouflaged(images: ImageSet, detector: Decamouflage) -> ImageSet:
-    """A set without the images that the detector takes for attacks; these are listed in ``skipped``."""
-    kept, flagged = [], []
-    for row, name in enumerate(images.names):
-        try:
-            found = detector.predict(images.image(row))
-        except Unreadable:  # whoever needs it leaves it out
-            kept.append(row)
-            continue
-        if not found.attack:
-            kept.append(row)
-            continue
-        why = ", ".join(f"{method} {found.scores[method]:.4g}" for method, vote in found.votes.items() if vote)
-        flagged.append(Skipped(name, f"looks camouflaged: {why}"))
-    rest = images.subset(np.array(kept, np.int64))
-    return ImageSet(rest.classes, rest.labels, rest.channels, (*rest.skipped, *flagged), rest.source)
 
 
 # -- prevention --------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def _stft(case: Case) -> dict[str, Tensor]:
     if case.weights:
         case.load(layer)
     x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
-    results: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {"output": layer(x)}
     for name in case.outputs:
         if name in ("complex", "magnitude", "phase"):
             results[name] = layer(x, name.capitalize())
@@ -107,11 +107,22 @@ def _bands(case: Case) -> dict[str, Tensor]:
     if cls is not None and not parts:
         parts = {next(key for key, kind in kinds.items() if kind == cls): {}}
     results = {}
+    x = case.inputs["x"].requires_grad_("cotangent" in case.inputs)
     for key, options in parts.items():
-        layer = _built(kinds[key.partition("_")[0]], {**common, **options}, case)
+        kind = kinds[key.partition("_")[0]]
+        options = {**common, **options}
+        if kind == "MFCC":
+            options["legacy_arguments"] = True
+        elif kind == "Gammatonegram":  # for which the reference takes the arguments of its Mel filters and ignores them
+            options = {name: value for name, value in options.items() if name not in ("htk", "norm")}
+        layer = _built(kind, options, case)
         if case.weights:
             case.load(layer)
-        results[key] = layer(case.inputs["x"])
+        results[key] = layer(x)
+        if len(parts) == 1:
+            if "cotangent" in case.inputs:
+                results |= case.gradients(layer, results[key], {"grad_input": x})
+            results |= dict.fromkeys(("output", "magnitude"), results[key])
         basis = getattr(layer, "mel_basis", getattr(layer, "gammatone_basis", None))
         if basis is not None:
             results[f"{key}_basis"] = basis
@@ -138,10 +149,11 @@ def _constant_q(case: Case) -> dict[str, Tensor]:
             kind = "CQT2010v2"  # the filters are those of every transform by octaves
         if kind in ("CQT2010", "CQT2010v2", "VQT"):
             early = {} if early_given is None else {"earlydownsample": early_given}
-            more = {"legacy_downsample": True, **early, **more}
+            legacy = ("legacy_downsample", "legacy_arguments", "legacy_octave")
+            more = {**dict.fromkeys(legacy, True), **early, **more}
             if kind == "CQT2010":
                 more["legacy_spectra"] = True
-            dropped = {"norm", "center", "window"}  # the reference takes a Hann window, whatever it is told
+            dropped = {"norm", "center"}
         else:
             dropped = {"basis_norm"}
             more = more | ({"legacy_spectra": True} if kind == "CQT1992" else {})
@@ -150,7 +162,11 @@ def _constant_q(case: Case) -> dict[str, Tensor]:
         layer = _built(kind, {k: v for k, v in options.items() if k not in dropped} | more, case)
         if case.weights:
             case.load(layer)
-        results[name] = _part(layer, case.inputs["x"], rest, case.outputs[name])
+        if rest.startswith("grad_"):
+            x = case.inputs["x"].detach().requires_grad_()
+            results[name] = case.gradients(layer, layer(x), {"grad_input": x})[rest]
+        else:
+            results[name] = _part(layer, case.inputs["x"], rest, case.outputs[name])
     return results
 
 
@@ -161,6 +177,7 @@ def _part(layer: Any, x: Tensor, name: str, expected: Tensor) -> Tensor:
     if match := re.fullmatch(r"kernel_row(\d+)_(real|imag)", name):
         return getattr(layer, f"cqt_kernels_{match[2]}")[int(match[1])].flatten()
     kind, _, form = name.rpartition("_")
+    form = layer.output_format.lower() if form == "output" else form
     output = layer(x, form.capitalize(), kind or "librosa")
     return _phase(output, layer(x, "Magnitude", kind or "librosa")[..., None], expected) if form == "phase" else output
 

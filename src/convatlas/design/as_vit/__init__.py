@@ -39,6 +39,8 @@ from convatlas.errors import DataError, unknown
 from convatlas.files import write_text
 from convatlas.networks.as_vit import AsViTConfig, Genotype
 from convatlas.report import Cell, Files, Lines, Note, Part, Report, Section, Table
+from convatlas.robustness.screening import Screen, Screening
+from convatlas.training.left_out import tell_skipped
 from convatlas.training.measure import provenance
 
 __all__ = [
@@ -133,6 +135,7 @@ class TrainingFreeSearch(DesignStudy):
         genotype: seed to scale, as 8,2,3|4,1,2|4,1,4|4,1,6|32; the topology is searched for when left out.
         image_size: side of the images that networks are scored on, in pixels.
         data: images to score on: a folder, an npz file or digits, as training reads them; or noise.
+        camouflage: whether images that look crafted to become others when they are resized are looked for.
         steps: of the search: topologies to try.
         lr: of the search: learning rate of the policy.
         buffer_size: of the search: last scores whose range the changes are compared with.
@@ -156,6 +159,7 @@ class TrainingFreeSearch(DesignStudy):
     genotype: str | None = None
     image_size: int = 224
     data: str = "noise"
+    camouflage: Screening = field(default_factory=Screening)
     steps: int = 500
     lr: float = 0.08
     buffer_size: int = 20
@@ -172,6 +176,7 @@ class TrainingFreeSearch(DesignStudy):
     seed: int = 0
     workers: int = 1
 
+    screen: Screen = field(init=False, default_factory=Screen, repr=False)
     _pool: Executor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -210,7 +215,9 @@ class TrainingFreeSearch(DesignStudy):
         generator = torch.Generator().manual_seed(self.seed)
         if self.data == "noise":
             return torch.randn(number, 3, side, side, generator=generator)
-        images = next(iter(read_images(self.data).values()))
+        self.screen = Screen(self.camouflage)
+        images = self.screen.sets({"all": next(iter(read_images(self.data).values()))})["all"]
+        tell_skipped(images.skipped)
         if len(images) < self.batch:
             raise DataError(f"{self.data} must hold at least {self.batch} images, got {len(images)}")
         preprocess = Preprocess(size=side, crop=1.0)
@@ -338,7 +345,8 @@ class TrainingFreeSearch(DesignStudy):
             f"{found}: {found.parameters() / 1e6:.4g} M parameters with 1000 classes, found by the scores of "
             f"{len(state['scores'])} topologies and sizes, {self.repeats} untrained networks each."
         )
-        return Report("A vision transformer designed by As-ViT", summary, sections, provenance(seed=str(self.seed)))
+        title = "A vision transformer designed by As-ViT"
+        return self.screen.noted(Report(title, summary, sections, provenance(seed=str(self.seed))))
 
     def score(self, subject: str) -> Report:
         """The scores of a genotype.
@@ -365,7 +373,8 @@ class TrainingFreeSearch(DesignStudy):
         caption = f"Means of {self.repeats} untrained networks at {self.image_size} pixels on {self.data}."
         parts = [Table("Scores", ["score", "value", "meaning"], rows, caption), self._stages(genotype)]
         summary = f"Condition {found.ntk:.4g}, length distortion {found.length:.4g}."
-        return Report(f"Scores of {genotype}", summary, [Section("Scores", parts)], provenance(seed=str(self.seed)))
+        sections = [Section("Scores", parts)]
+        return self.screen.noted(Report(f"Scores of {genotype}", summary, sections, provenance(seed=str(self.seed))))
 
     @staticmethod
     def _stages(genotype: Genotype) -> Table:

@@ -118,9 +118,16 @@ class ConstantQ(SpectrogramLayer, ABC):
 
 
 def make_bins(
-    fmin: float, fmax: float | None, n_bins: int | None, bins_per_octave: int, filter_scale: float, gamma: float = 0
+    fmin: float,
+    fmax: float | None,
+    n_bins: int | None,
+    bins_per_octave: int,
+    filter_scale: float,
+    gamma: float = 0,
+    *,
+    legacy_arguments: bool = False,
 ) -> Bins:
-    """The bins that the arguments of a layer ask for.
+    """The bins that the arguments of a layer ask for; as some of nnAudio's layers do it, n_bins goes before fmax.
 
     Raises:
         ValueError: an argument is out of range.
@@ -129,7 +136,7 @@ def make_bins(
         raise ValueError(f"fmin must be positive, got {fmin}")
     if bins_per_octave < 1 or not filter_scale > 0:
         raise ValueError(f"bins_per_octave and filter_scale must be positive, got {bins_per_octave} and {filter_scale}")
-    if fmax is not None:
+    if fmax is not None and not (legacy_arguments and n_bins is not None):
         if fmax <= fmin:
             raise ValueError(f"fmax must be above fmin, got {fmax} and {fmin}")
         if n_bins is not None:

@@ -91,6 +91,18 @@ class MelSpectrogram(SpectrogramLayer):
         """Mel spectrogram of signals."""
         return _banded(self.stft, x, self.mel_basis, self.power, self.parts)
 
+    def magnitudes(self, bands: Tensor, n_iter: int = 100) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, T) that give a Mel spectrogram; `Griffin_Lim` makes a signal of them.
+
+        Args:
+            bands: (B, bands, T), not negative.
+            n_iter: steps of the search for the nearest ones.
+
+        Raises:
+            ValueError: bands have another shape or are negative.
+        """
+        return _unbanded(bands, self.mel_basis, self.power, n_iter)
+
 
 class MFCC(SpectrogramLayer):
     """Mel-frequency cepstral coefficients, the cosine transform of a Mel spectrogram in decibels: (B, n_mfcc, T).
@@ -103,6 +115,7 @@ class MFCC(SpectrogramLayer):
         ref: power of 0 dB.
         amin: smaller powers count as this.
         top_db: largest distance in dB below the maximum of a sample; None for any.
+        legacy_arguments: nnAudio's numbers: norm is ignored, the transform is orthonormal always.
         mel: arguments of `MelSpectrogram`.
 
     Raises:
@@ -122,6 +135,8 @@ class MFCC(SpectrogramLayer):
         ref: float = 1.0,
         amin: float = 1e-10,
         top_db: float | None = 80.0,
+        *,
+        legacy_arguments: bool = False,
         **mel: Any,
     ) -> None:
         super().__init__(verbose)
@@ -138,12 +153,20 @@ class MFCC(SpectrogramLayer):
         self.top_db = top_db
         self.keep("amin", torch.tensor([amin], dtype=basis.dtype, device=basis.device))
         self.keep("ref", torch.tensor([abs(ref)], dtype=basis.dtype, device=basis.device))
-        rows = discrete_cosine_basis(basis.shape[0], orthonormal=norm == "ortho")[:n_mfcc]
+        rows = discrete_cosine_basis(basis.shape[0], orthonormal=legacy_arguments or norm == "ortho")[:n_mfcc]
         self.register_buffer("dct", rows.to(basis), persistent=False)
 
-    def cepstrum(self, mel: Tensor) -> Tensor:
-        """Coefficients (B, n_mfcc, T) of a Mel spectrogram (B, n_mels, T)."""
-        level = decibels(mel, ref=self.ref, amin=self.amin, top_db=self.top_db)
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return self.melspec_layer.hop_length
+
+    def cepstrum(self, mel: Tensor, loudest: Tensor | None = None) -> Tensor:
+        """Coefficients (B, n_mfcc, T) of a Mel spectrogram (B, n_mels, T), whose largest value is (B, 1, 1).
+
+        It is that of the whole signals where ``mel`` is a part; by default that of ``mel``.
+        """
+        level = decibels(mel, ref=self.ref, amin=self.amin, top_db=self.top_db, loudest=loudest)
         with without_autocast(level):
             return self.dct.to(level.dtype) @ level
 
@@ -215,6 +238,18 @@ class Gammatonegram(SpectrogramLayer):
         """Gammatonegram of signals."""
         return _banded(self.stft, x, self.gammatone_basis, self.power)
 
+    def magnitudes(self, bands: Tensor, n_iter: int = 100) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, T) that give a gammatonegram; `Griffin_Lim` makes a signal of them.
+
+        Args:
+            bands: (B, bands, T), not negative.
+            n_iter: steps of the search for the nearest ones.
+
+        Raises:
+            ValueError: bands have another shape or are negative.
+        """
+        return _unbanded(bands, self.gammatone_basis, self.power, n_iter)
+
 
 def _find_parts(layer: nn.Module, _: object) -> None:
     """Where groups of bands have no filter, from the values; trained ones may be zero nowhere soon."""
@@ -261,3 +296,24 @@ def _banded(stft: STFT, x: Tensor, basis: Tensor, power: float, parts: tuple[Ban
                 several = [values[..., start:stop] @ filters[start:stop, a:b] for a, b, start, stop in parts]
                 bands.append(torch.cat(several, dim=2))
     return (bands[0] if len(bands) == 1 else torch.cat(bands, dim=1)).transpose(1, 2)
+
+
+def _unbanded(bands: Tensor, basis: Tensor, power: float, n_iter: int) -> Tensor:
+    """The magnitudes, not negative, with basis @ magnitudes^power nearest to ``bands``.
+
+    Lee, Seung: "Algorithms for Non-negative Matrix Factorization", NIPS 2000: each step multiplies the powers by the
+    gradient's parts, so that none gets negative, and the distance never grows. Bins of no filter are zero.
+    """
+    if bands.dim() != 3 or bands.shape[1] != len(basis):
+        raise ValueError(f"bands must be (B, {len(basis)}, T), got {tuple(bands.shape)}")
+    if bool((bands < 0).any()):
+        raise ValueError(f"bands must not be negative, got {float(bands.min())}")
+    with without_autocast(bands):
+        wide = bands.to(torch.promote_types(bands.dtype, torch.float32))
+        filters = basis.detach().to(wide)
+        tiny = torch.finfo(wide.dtype).tiny
+        wanted = filters.T @ wide
+        powers = wanted
+        for _ in range(n_iter):
+            powers = powers * wanted / (filters.T @ (filters @ powers)).clamp_min(tiny)
+        return (powers ** (1 / power)).to(bands.dtype)

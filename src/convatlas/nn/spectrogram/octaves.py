@@ -46,8 +46,10 @@ class _MultiRate(ConstantQ):
         *,
         earlydownsample: bool,
         basis_norm: float | None,
+        window: Window,
         rounded_hop: bool,
         legacy_downsample: bool,
+        legacy_octave: bool,
         dtype: torch.dtype | None,
         device: torch.device | str | None,
     ) -> None:
@@ -55,7 +57,9 @@ class _MultiRate(ConstantQ):
         kind = dtype or torch.get_default_dtype()
         factor = early_factor(bins, sr, hop_length) if earlydownsample else 1
         self.downsample_factor, self.rounded_hop, self.legacy_downsample = factor, rounded_hop, legacy_downsample
-        self.basis_norm = basis_norm
+        self.basis_norm, self.window, self.highest_octave = basis_norm, window, bins.highest_octave
+        if legacy_octave and bins.n_bins < bins.bins_per_octave:
+            self.highest_octave = bins._replace(fmin=float(bins.frequencies[-1]) / 2 ** (1 - 1 / bins.bins_per_octave))
         self.early_sr = sr / factor
         lowest_hop = hop_length // factor >> (bins.octaves - 1)
         if lowest_hop < 1 and not rounded_hop:
@@ -148,6 +152,9 @@ class CQT2010(_MultiRate):
         legacy_downsample: nnAudio's scale after an early decimation by f, smaller by sqrt(f).
         legacy_spectra: nnAudio's numbers: imaginary parts have the opposite sign, and ``convolutional`` is larger by
             the samples of a kernel.
+        legacy_arguments: what nnAudio ignores is ignored: fmax beside n_bins, and the window, which is a Hann window.
+        legacy_octave: nnAudio's filters for fewer bins than an octave, which end an octave above their first instead of
+            beginning at fmin, so that they find lower frequencies.
         sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
         bins_per_octave, window, pad_mode, filter_scale, output_format, verbose, dtype, device: the same.
 
@@ -179,22 +186,26 @@ class CQT2010(_MultiRate):
         *,
         rounded_hop: bool = False,
         legacy_downsample: bool = False,
+        legacy_arguments: bool = False,
+        legacy_octave: bool = False,
         legacy_spectra: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
-            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale),
+            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale, legacy_arguments=legacy_arguments),
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
+            legacy_octave=legacy_octave,
             dtype=dtype,
             device=device,
         )
         self.trained, self.legacy_spectra = trainable_STFT or trainable_CQT, legacy_spectra
-        kernels = time_kernels(self.bins.highest_octave, self.early_sr, kind=window, norm=basis_norm)
+        kernels = time_kernels(self.highest_octave, self.early_sr, kind=self.window, norm=basis_norm)
         keep_spectra(self, kernels, trainable_STFT, trainable_CQT, dtype, device)
 
     def gain(self, normalization_type: str) -> float:
@@ -222,6 +233,9 @@ class CQT2010v2(_MultiRate):
         rounded_hop: put each frame of each octave at the sample nearest to its time, for any hop_length; otherwise the
             hop is halved and rounded down from octave to octave.
         legacy_downsample: nnAudio's scale after an early decimation by f, larger by sqrt(f).
+        legacy_arguments: what nnAudio ignores is ignored: fmax beside n_bins, and the window, which is a Hann window.
+        legacy_octave: nnAudio's filters for fewer bins than an octave, which end an octave above their first instead of
+            beginning at fmin, so that they find lower frequencies.
         sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
         filter_scale, bins_per_octave, window, pad_mode, output_format, verbose, dtype, device: the same.
 
@@ -251,21 +265,25 @@ class CQT2010v2(_MultiRate):
         *,
         rounded_hop: bool = False,
         legacy_downsample: bool = False,
+        legacy_arguments: bool = False,
+        legacy_octave: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
-            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale),
+            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale, legacy_arguments=legacy_arguments),
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
+            legacy_octave=legacy_octave,
             dtype=dtype,
             device=device,
         )
         self.trained, self._legacy_gain = trainable, float(self.downsample_factor)
-        kernels = time_kernels(self.bins.highest_octave, self.early_sr, kind=window, norm=basis_norm)
+        kernels = time_kernels(self.highest_octave, self.early_sr, kind=self.window, norm=basis_norm)
         keep_kernels(self, kernels, "", trainable, dtype, device)
 
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
@@ -286,6 +304,9 @@ class VQT(_MultiRate):
             hop is halved and rounded down from octave to octave.
         legacy_downsample: after an early decimation by f, nnAudio's scale and its kernels, made for the rate before
             it, which find frequencies that are lower by f.
+        legacy_arguments: what nnAudio ignores is ignored: fmax beside n_bins, and the window, which is a Hann window.
+        legacy_octave: nnAudio's filters for fewer bins than an octave, which end an octave above their first instead of
+            beginning at fmin, so that they find lower frequencies.
         sr, hop_length, fmin, fmax, n_bins: as `CQT1992v2` takes them.
         filter_scale, bins_per_octave, window, pad_mode, output_format, verbose, dtype, device: the same.
 
@@ -313,26 +334,30 @@ class VQT(_MultiRate):
         *,
         rounded_hop: bool = False,
         legacy_downsample: bool = False,
+        legacy_arguments: bool = False,
+        legacy_octave: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         super().__init__(
-            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale, gamma),
+            make_bins(fmin, fmax, n_bins, bins_per_octave, filter_scale, gamma, legacy_arguments=legacy_arguments),
             *(sr, hop_length, pad_mode, output_format, verbose),
             earlydownsample=earlydownsample,
             basis_norm=basis_norm,
+            window="hann" if legacy_arguments else window,
             rounded_hop=rounded_hop,
             legacy_downsample=legacy_downsample,
+            legacy_octave=legacy_octave,
             dtype=dtype,
             device=device,
         )
         self.trained, self._legacy_gain = trainable, float(self.downsample_factor)
-        top, rate = self.bins.highest_octave, sr if legacy_downsample else self.early_sr
+        top, rate = self.highest_octave, sr if legacy_downsample else self.early_sr
         for number in range(self.bins.octaves):
             bins = top._replace(fmin=top.fmin / 2**number)
-            kernels = time_kernels(bins, rate / 2**number, kind=window, norm=basis_norm)
+            kernels = time_kernels(bins, rate / 2**number, kind=self.window, norm=basis_norm)
             keep_kernels(self, kernels, f"_{number}", trainable, dtype, device)
 
     def octave(self, x: Tensor, number: int, hop: int, places: Tensor | None) -> Tensor:
