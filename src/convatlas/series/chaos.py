@@ -353,6 +353,9 @@ def analyse_chaos(
     window: int = 10,
     tau: int | None = None,
     dim: int | None = None,
+    saturated: float = _SATURATED,
+    steady: float = _STEADY,
+    max_points: int = 5000,
 ) -> ChaosAnalysis:
     """Lag, dimension and exponent of the training part of a series.
 
@@ -362,11 +365,17 @@ def analyse_chaos(
         max_dim: the largest dimension of Cao's curves, and what is used, with a warning, where E1 does not saturate.
         window: Theiler window of the exponent; the mean period is a good choice.
         tau, dim: instead of what the rules find.
+        saturated, steady: of `minimum_dimension`.
+        max_points: of a longer series the last ones are tested: a search for neighbours of noise takes a time that grows
+            as their square.
 
     Raises:
         DataError: the series cannot be used, or is shorter than (max_dim + 1) tau + 30 points.
     """
     series, notes = check_series(values), []
+    if len(series) > max_points:
+        notes.append(f"of {len(series)} values the last {max_points} were tested")
+        series = check_series(series[-max_points:])
     found = acf_lag(series, rule, max_lag) if tau is None else tau
     if found is None:
         notes.append(f"the autocorrelation meets the rule {rule} at no lag up to {max_lag}: 1 is used")
@@ -375,7 +384,7 @@ def analyse_chaos(
     if len(series) < (most + 1) * delay + 30:
         raise DataError(f"need at least (m - 1) * tau + 30 points, got {len(series)} with tau = {delay}")
     curves = cao_embedding(series, delay, most)
-    chosen = minimum_dimension(curves.e1) if dim is None else dim
+    chosen = minimum_dimension(curves.e1, saturated, steady) if dim is None else dim
     if chosen is None:
         notes.append(f"E1 does not saturate up to dimension {most}: that is used")
     chosen = min(chosen or most, most)
