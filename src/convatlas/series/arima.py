@@ -33,13 +33,16 @@ class ArimaForecaster(Forecaster):
 
     @property
     def reach(self) -> int:
+        """One value: the filter starts from the model's own mean."""
         return 1
 
     @property
     def memory(self) -> int:
+        """So many values that the filter has forgotten what came before."""
         return _FILTERED
 
     def fit(self, values: Array, calendar: Array, cut: int) -> None:
+        """Choose the order where none is given, and fit the parameters."""
         if left := set(self.options) - {"order", "max_order"}:
             raise TypeError(f"arima takes the options order and max_order, got {', '.join(sorted(left))}")
         values, calendar = values[:cut], calendar[:cut]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -343,6 +344,17 @@ class ChaosAnalysis:
         """Whether the exponent is positive and the series is not told to be random by E2."""
         return self.exponent > 0 and not self.random
 
+    def as_plain(self) -> dict[str, Any]:
+        """Numbers, strings and lists, for a file."""
+        curves = {name: curve.tolist() for name, curve in self.curves._asdict().items()}
+        return {**vars(self), "curves": curves, "notes": list(self.notes)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ChaosAnalysis:
+        """What `as_plain` came from."""
+        curves = CaoCurves(**{name: np.array(curve) for name, curve in plain["curves"].items()})
+        return cls(**{**plain, "curves": curves, "notes": tuple(plain["notes"])})
+
 
 def analyse_chaos(
     values: npt.ArrayLike,
@@ -366,8 +378,8 @@ def analyse_chaos(
         window: Theiler window of the exponent; the mean period is a good choice.
         tau, dim: instead of what the rules find.
         saturated, steady: of `minimum_dimension`.
-        max_points: of a longer series the last ones are tested: a search for neighbours of noise takes a time that grows
-            as their square.
+        max_points: of a longer series the last ones are tested: to search for neighbours of noise takes a time that
+            grows as their square.
 
     Raises:
         DataError: the series cannot be used, or is shorter than (max_dim + 1) tau + 30 points.

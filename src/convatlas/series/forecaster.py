@@ -103,6 +103,7 @@ class TableForecaster(Forecaster):
     lagged: ClassVar[bool] = True
 
     def fit(self, values: Array, calendar: Array, cut: int) -> None:
+        """Learn one step, or each step of direct forecasts."""
         self.steps = [
             self._learned(values, calendar, cut, ahead) for ahead in range(self.horizon if self.direct else 1)
         ]
@@ -127,6 +128,7 @@ class TableForecaster(Forecaster):
         """Standardised targets (n) of standardised rows."""
 
     def rolling(self, values: Array, calendar: Array, origins: Index) -> Array:
+        """Forecasts (origins, horizon), all origins at once."""
         reach = self.features.reach
         window = values[origins[:, None] - reach + np.arange(reach)]
         found = []

@@ -22,7 +22,7 @@ from convatlas.series.forecaster import Array, Forecaster, Index, Rows, TableFor
 from convatlas.series.state_space import Scaler
 from convatlas.training.progress import progress
 
-__all__ = ["NetworkForecaster", "NetworkFit", "UniRepLKNetForecaster", "train_networks"]
+__all__ = ["NetworkFit", "NetworkForecaster", "UniRepLKNetForecaster", "train_networks"]
 
 #: Origins that UniRepLKNet answers at once.
 _ORIGINS = 256
@@ -159,13 +159,16 @@ class NetworkForecaster(TableForecaster):
 
     @property
     def refits(self) -> bool:
+        """False: the validation part has stopped the training."""
         return False
 
     @property
     def networks(self) -> list[nn.Module]:
+        """The best of the seeds, one for each step that is learned."""
         return [_best(step.model).network for step in self.steps]
 
     def fit(self, values: Array, calendar: Array, cut: int) -> None:
+        """Train what `prepare` makes."""
         train_networks(self.prepare(values, calendar, cut))
 
     def prepare(self, values: Array, calendar: Array, cut: int) -> list[NetworkFit]:
@@ -174,6 +177,7 @@ class NetworkForecaster(TableForecaster):
         return [fit for step in self.steps for fit in step.model]
 
     def learn(self, train: Rows, validation: Rows, target: Scaler) -> list[NetworkFit]:
+        """Networks of all seeds, not trained yet."""
         options, how = _split(self.options)
         lags, fits = self.features.m, []
         for seed in range(self.seed, self.seed + int(options.pop("seeds", 1))):
@@ -186,6 +190,7 @@ class NetworkForecaster(TableForecaster):
 
     @torch.inference_mode()
     def apply(self, model: list[NetworkFit], rows: Array) -> Array:
+        """Standardised targets (n) of standardised rows by the best seed."""
         return _best(model).network(*_tensors(rows)).double().numpy()
 
 
@@ -201,17 +206,21 @@ class UniRepLKNetForecaster(Forecaster):
 
     @property
     def reach(self) -> int:
+        """The window that it sees."""
         return int(self.options.get("length", 32))
 
     @property
     def refits(self) -> bool:
+        """False: the validation part has stopped the training."""
         return False
 
     @property
     def networks(self) -> list[nn.Module]:
+        """The one network."""
         return [self.network]
 
     def fit(self, values: Array, calendar: Array, cut: int) -> None:
+        """Train on windows that end before ``cut``."""
         options, how = _split(self.options, epochs=30, patience=5)
         length, dim = options.pop("length", 32), options.pop("dim", 32)
         if cut < length + self.horizon + 8:
@@ -239,6 +248,7 @@ class UniRepLKNetForecaster(Forecaster):
 
     @torch.inference_mode()
     def rolling(self, values: Array, calendar: Array, origins: Index) -> Array:
+        """Forecasts (origins, horizon), some hundred origins at once."""
         series = self.target.apply(values)
         found = []
         for part in np.array_split(origins, 1 + len(origins) // _ORIGINS):

@@ -24,12 +24,12 @@ from convatlas.series.neural import NetworkFit, NetworkForecaster, train_network
 from convatlas.series.state_space import Calendar, StateSpaceFeatures, calendar_features, clean
 from convatlas.training.progress import progress
 
-__all__ = ["Embedding", "ForecastPipeline", "Prediction", "Steps", "fit_all"]
+__all__ = ["Embedding", "ForecastPipeline", "MultiStep", "Prediction", "fit_all"]
 
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
 Embedding = Literal["auto", "chaos", "lags", "none"]
-Steps = Literal["recursive", "direct"]
+MultiStep = Literal["recursive", "direct"]
 
 #: Positions of a series that are answered at once: memory does not grow with its length.
 _BLOCK = 20_000
@@ -50,8 +50,9 @@ class ForecastPipeline:
     Args:
         model: one of `convatlas.series.models.MODELS`.
         horizon: steps ahead.
-        steps: how models on a table of lags foretell more than one: ``recursive``, with forecasts in the place of values
-            that are not known yet, or ``direct``, by a model for each step. The other models have one way of their own.
+        multi_step: how models on a table of lags foretell more than one step: ``recursive``, with forecasts in the
+            place of values that are not known yet, or ``direct``, by a model for each step. The other models have one
+            way of their own.
         period: length of the season.
         calendar: features of the target's time, of `calendar_features`.
         holidays: days, for the feature ``holidays``.
@@ -75,7 +76,7 @@ class ForecastPipeline:
         model: str = "rf",
         *,
         horizon: int = 1,
-        steps: Steps = "recursive",
+        multi_step: MultiStep = "recursive",
         period: int = 7,
         calendar: Sequence[Calendar] = ("dow",),
         holidays: Sequence[str] = (),
@@ -93,8 +94,8 @@ class ForecastPipeline:
             raise unknown("forecasting model", model, MODELS)
         if embedding not in get_args(Embedding):
             raise unknown("embedding", str(embedding), get_args(Embedding))
-        if steps not in get_args(Steps):
-            raise unknown("steps", str(steps), get_args(Steps))
+        if multi_step not in get_args(MultiStep):
+            raise unknown("multi_step", str(multi_step), get_args(MultiStep))
         for kind in calendar:
             if kind not in get_args(Calendar):
                 raise unknown("calendar feature", str(kind), get_args(Calendar))
@@ -105,7 +106,7 @@ class ForecastPipeline:
         for name, number in numbers.items():
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        self.model, self.horizon, self.steps, self.period, self.seed = model, horizon, steps, period, seed
+        self.model, self.horizon, self.multi_step, self.period, self.seed = model, horizon, multi_step, period, seed
         self.calendar, self.holidays, self.embedding = tuple(calendar), tuple(holidays), embedding
         self.tau, self.m, self.zeros, self.max_points = tau, m, zeros, max_points
         self.val_fraction, self.level = val_fraction, level
@@ -204,9 +205,9 @@ class ForecastPipeline:
         low, high = self.interval(forecast)
         return Prediction(future[:steps], forecast[:steps], low[:steps], high[:steps])
 
-    def interval(self, forecast: Array) -> tuple[Array, Array]:
+    def interval(self, forecast: Array, level: float | None = None) -> tuple[Array, Array]:
         """Bounds of forecasts (..., horizon): quantiles of the errors on the validation part, step by step."""
-        tail = (1 - self.level) / 2
+        tail = (1 - (self.level if level is None else level)) / 2
         return forecast + self.quantile(tail), forecast + self.quantile(1 - tail)
 
     def quantile(self, share: float) -> Array:
@@ -225,7 +226,7 @@ class ForecastPipeline:
 
     def _forecaster(self, **changes: Any) -> Forecaster:
         options = {**self.options, **changes}
-        how = {"horizon": self.horizon, "period": self.period, "direct": self.steps == "direct", "seed": self.seed}
+        how = {"horizon": self.horizon, "period": self.period, "direct": self.multi_step == "direct", "seed": self.seed}
         return make_forecaster(self.model, self.features, options=options, **how)  # type: ignore[arg-type]
 
     def _cleaned(
@@ -264,9 +265,10 @@ class ForecastPipeline:
 
     def described(self) -> dict[str, Any]:
         """What `restore` needs beside the tensors, as plain data."""
-        names = ("model", "horizon", "steps", "period", "calendar", "holidays", "embedding", "zeros", "max_points")
+        analysis = None if self.analysis is None else self.analysis.as_plain()
+        names = ("model", "horizon", "multi_step", "period", "calendar", "holidays", "embedding", "zeros", "max_points")
         held = {name: getattr(self, name) for name in (*names, "val_fraction", "level", "seed", "options")}
-        return {**held, "tau": self.features.tau, "m": self.features.m, "step": self.step}
+        return {**held, "tau": self.features.tau, "m": self.features.m, "step": self.step, "analysis": analysis}
 
     def tensors(self) -> dict[str, Tensor]:
         """The training series, and weights of networks under ``network.INDEX.``; other models are fitted again."""
@@ -283,10 +285,12 @@ class ForecastPipeline:
         Raises:
             CheckpointError: the parts do not belong together.
         """
-        settings = {name: value for name, value in described.items() if name != "step"}
+        settings = {name: value for name, value in described.items() if name not in ("step", "analysis")}
         try:
             pipeline = cls(**settings)
             pipeline.step = described["step"]
+            if described["analysis"] is not None:
+                pipeline.analysis = ChaosAnalysis.from_plain(described["analysis"])
             pipeline.values = tensors["values"].double().numpy()
             pipeline.times = tensors["times"].numpy().astype("datetime64[s]")
             pipeline.features = StateSpaceFeatures(settings["tau"], settings["m"])

@@ -16,7 +16,17 @@ import numpy.typing as npt
 from convatlas.errors import DataError, unknown
 from convatlas.series.chaos import check_series
 
-__all__ = ["Calendar", "Cleaned", "Scaler", "StateSpaceFeatures", "calendar_features", "clean", "one_hot", "weekdays"]
+__all__ = [
+    "Calendar",
+    "Cleaned",
+    "Scaler",
+    "StateSpaceFeatures",
+    "calendar_features",
+    "clean",
+    "natural_calendar",
+    "one_hot",
+    "weekdays",
+]
 
 Array = npt.NDArray[np.float64]
 Calendar = Literal["dow", "hour", "month", "month_start", "holidays"]
@@ -119,6 +129,16 @@ def calendar_features(
     return np.concatenate(columns, 1)
 
 
+def natural_calendar(step: str) -> tuple[Calendar, ...]:
+    """What matters on a grid, e.g. ``"1 D"``: the weekday of days, the hour too of less, the month of more."""
+    number, unit = step.split()
+    if unit == "s":
+        return ("dow", "hour")
+    if step in ("1 D", "1 B"):
+        return ("dow",)
+    return () if unit == "Y" or (unit in ("M", "ME") and int(number) % 12 == 0) else ("month",)
+
+
 class Scaler(NamedTuple):
     """Mean and population standard deviation of columns, a constant column's taken as 1."""
 
@@ -178,11 +198,9 @@ class StateSpaceFeatures:
             DataError: the series holds NaN or is too short, or the calendar is of another length.
         """
         series = check_series(values)
-        least = self.reach + 29 + ahead
-        if len(series) < least:
-            raise DataError(
-                f"need at least (m-1)*tau + 30 points{' and the horizon' * bool(ahead)}: {least}, got {len(series)}"
-            )
+        if len(series) < self.reach + 29 + ahead:
+            least = "(m-1)*tau + 30 points" + (f" and {ahead} steps ahead" if ahead else "")
+            raise DataError(f"need at least {least}: {self.reach + 29 + ahead}, got {len(series)}")
         targets = np.arange(self.reach + ahead, len(series))
         features = np.zeros((len(series), 0)) if calendar is None else np.asarray(calendar, np.float64)
         if features.ndim != 2 or len(features) != len(series):
