@@ -366,7 +366,7 @@ class Forecasting(Task):
                     known, ahead = range(max(0, len(values) - 60), len(values)), len(values) + np.arange(self.horizon)
                     shown = name
                     curves = {"known": (known, values[known.start :]), self.model: (ahead, foretold.values)}
-                    curves |= {"lower bound": (ahead, foretold.low), "upper bound": (ahead, foretold.high)}
+                    band = {self.model: (ahead, foretold.low, foretold.high)}
             if not rows:
                 raise DataError(f"{source}: no series can be forecast; {next(iter(self.unusable.items()))}")
             columns = ["series", "time", "forecast", "low", "high", *([] if self.service is None else ["stock"])]
@@ -378,7 +378,7 @@ class Forecasting(Task):
                 raise DataError(f"two inputs would be written to {file}")
             write_text(target / file, text.getvalue())
             paths[f"forecast of {source}"] = file
-            plot = Lines(f"What comes after {shown}", "position", "value", curves)
+            plot = Lines(f"What comes after {shown}", "position", "value", curves, bands=band)
             sections.append(Section(str(source), [Table("Forecast", columns, rows), plot]))
         sections.append(Section("Files", [Files("Forecasts", paths)]))
         report = Report(f"Forecasts by {self.model}", f"{len(inputs)} files.", sections, provenance())

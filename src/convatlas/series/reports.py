@@ -24,8 +24,8 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 #: Shares of the values that intervals are to hold, for the calibration.
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
-#: Times drawn before the first forecast, and forecasts drawn at most.
-_HISTORY, _DRAWN = 60, 400
+#: Times drawn before the first forecast, and times with forecasts drawn at most.
+_HISTORY, _DRAWN = 30, 91
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,25 +173,25 @@ def _interval_section(results: Sequence[SeriesResult], level: float) -> Section:
 def _plot(result: SeriesResult, level: float) -> Lines:
     """The model's forecasts in its interval, and the true values."""
     curves, title = _curves(result, {result.model: result.forecasts[result.model]})
-    curves |= _curves(result, {f"lower bound, {100 * level:g} %": result.low})[0]
-    curves |= _curves(result, {f"upper bound, {100 * level:g} %": result.high})[0]
-    return Lines(title, "position", "value", curves)
+    bounds = _curves(result, {"low": result.low, "high": result.high})[0]
+    band = (*bounds["low"], bounds["high"][1])
+    caption = f"The area is to hold {100 * level:g} % of the values."
+    return Lines(title, "position", "value", curves, caption=caption, bands={result.model: band})
 
 
 def _curves(result: SeriesResult, forecasts: Mapping[str, Array]) -> tuple[dict[str, Curve], str]:
-    """Forecasts that follow each other: of origins that lie closer than the horizon the first steps, else all."""
-    first = min(result.stride, result.actual.shape[1])
-    count = max(1, _DRAWN // first)
+    """The last forecasts, following each other: of origins closer than the horizon the first steps, else all."""
+    ahead = min(result.stride, result.actual.shape[1])
+    shown = slice(-max(1, _DRAWN // ahead), None)
     start = len(result.history)
-    origins = start + result.stride * np.arange(len(result.actual))[:count]
-    places = (origins[:, None] + np.arange(first)).ravel().tolist()
-    past = range(max(0, start - _HISTORY), start)
-    actual = result.actual[:count, :first].ravel().tolist()
-    curves: dict[str, Curve] = {
-        "actual": ([*past, *places], [*result.history[past.start :].tolist(), *actual]),
-        **{name: (places, values[:count, :first].ravel().tolist()) for name, values in forecasts.items()},
-    }
-    return curves, f"Forecasts of {result.name}, the median series"
+    origins = start + result.stride * np.arange(len(result.actual))[shown]
+    places = (origins[:, None] + np.arange(ahead)).ravel().tolist()
+    curves: dict[str, Curve] = {"actual": (places, result.actual[shown, :ahead].ravel().tolist())}
+    if origins[0] == start:
+        past = range(max(0, start - _HISTORY), start)
+        curves["actual"] = [*past, *places], [*result.history[past.start :].tolist(), *curves["actual"][1]]
+    curves |= {name: (places, values[shown, :ahead].ravel().tolist()) for name, values in forecasts.items()}
+    return curves, f"Last forecasts of {result.name}, the median series"
 
 
 def stock_section(results: Sequence[SeriesResult]) -> Section:
@@ -222,6 +222,9 @@ def chaos_section(results: Sequence[SeriesResult]) -> Section:
         rows.append([result.name, result.filled, *told])
     columns = ["series", "values filled", "delay", "dimension", "Lyapunov exponent", "chaotic", "plain lags"]
     caption = "Of the training part. Chaotic: the exponent is positive and E2 tells the series from noise."
+    if not any(result.analysis for result in results):
+        rows, columns = [row[:2] for row in rows], columns[:2]
+        caption = "No series was tested for chaos: the lags were given, or the model sees none."
     parts: list[Part] = [Table("Series and their state space", columns, rows, caption)]
     tested = next((result for result in results if result.analysis), None)
     if tested and tested.analysis:
@@ -271,7 +274,7 @@ def comparison_sections(results: Mapping[str, Sequence[SeriesResult]]) -> list[S
         caption += f" {imputed} held-out values were missing and are left out of all measures and tests."
     parts: list[Part] = [Table("Models", columns, rows, caption, {"SMAPE [%]": "min"})]
     place = first.index(_median(first))
-    curves, title = _curves(first[place], {name: forecasts[name][place] for name in ranked[:4]})
+    curves, title = _curves(first[place], {name: forecasts[name][place] for name in ranked[:3]})
     parts.append(Lines(title, "position", "value", curves))
     sections = [Section("Errors", parts)]
     if actual[0].shape[1] > 1:
