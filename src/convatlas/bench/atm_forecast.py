@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convatlas.bench.ratio import Bar, Call, Case, compare, report
 from convatlas.data.time_series import cash_demand
@@ -222,36 +222,20 @@ def _kernel(device: torch.device) -> dict[str, Call]:
 
 def _networks(kind: str, count: int, device: torch.device) -> dict[str, Call]:
     rows, targets = torch.randn(count, ROWS, 11), torch.randn(count, ROWS)
-    start = [create_model(f"forecast_{kind}") for _ in range(count)]
+    networks = [create_model(f"forecast_{kind}") for _ in range(count)]
+    start = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
 
-    def fits() -> list[NetworkFit]:
-        networks = [create_model(f"forecast_{kind}") for _ in range(count)]
-        for network, first in zip(networks, start, strict=True):
-            network.load_state_dict(first.state_dict())
-        pairs = zip(networks, rows, targets, strict=True)
-        return [NetworkFit(network=n, train=(x, y), validation=(x[:32], y[:32]), epochs=EPOCHS) for n, x, y in pairs]
+    def call(size: int) -> Tensor:
+        """Train groups of so many networks, and return all weights."""
+        fits = []
+        for network, weights, x, y in zip(networks, start, rows, targets, strict=True):
+            network.load_state_dict(weights)
+            fits.append(NetworkFit(network=network, train=(x, y), validation=(x[:32], y[:32]), epochs=EPOCHS))
+        for first in range(0, count, size):
+            train_networks(fits[first : first + size])
+        return torch.stack([torch.cat([w.detach().flatten() for w in network.parameters()]) for network in networks])
 
-    def answers(done: Sequence[NetworkFit]) -> Tensor:
-        with torch.inference_mode():
-            return torch.stack([_answer(fit.network, x) for fit, x in zip(done, rows, strict=True)])
-
-    def as_one() -> Tensor:
-        done = fits()
-        train_networks(done)
-        return answers(done)
-
-    def loop() -> Tensor:
-        done = fits()
-        for fit in done:
-            train_networks([fit])
-        return answers(done)
-
-    return {"as one": as_one, "loop over series": loop}
-
-
-def _answer(network: nn.Module, rows: Tensor) -> Tensor:
-    answer: Tensor = network(rows)
-    return answer
+    return {"as one": partial(call, count), "loop over series": partial(call, 1)}
 
 
 def _fit_section(quick: bool) -> Section:

@@ -195,8 +195,8 @@ class ForecasterStack(nn.Module):
         """Next values (N, B) of rows (N, B, lags + calendar), a network for each of the N."""
         w, lags = dict(zip(self.names, self.weights, strict=True)), self.config.lags
         if self.config.kind == "cnn":
-            maps = _convolved(rows.unsqueeze(3), w).relu()
-            pooled = torch.maximum(maps[:, :, : maps.shape[2] // 2 * 2 : 2], maps[:, :, 1::2])
+            maps = _convolved(rows.unsqueeze(3), w)
+            pooled = torch.maximum(maps[:, :, : maps.shape[2] // 2 * 2 : 2], maps[:, :, 1::2]).relu()
             hidden = _linear(pooled.transpose(2, 3).flatten(2), w, "fc1").relu()
             return _linear(hidden, w, "fc2").squeeze(2)
         values = rows[:, :, :lags].flip(2).unsqueeze(3)
