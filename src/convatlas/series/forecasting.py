@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ __all__ = ["Forecasting"]
 
 #: Models that training settings apply to.
 _NETWORKS = ("lstm", "cnn", "cnn_lstm", "unireplknet")
+#: Origins of one series at which it is tested, about and at most, unless the stride is given.
+_ORIGINS = 2000
 #: Shares of times at which a stock meets the demand, beside the one that is asked for.
 _SERVICES = (0.5, 0.8, 0.9, 0.95, 0.99)
 _USED = ("epochs", "batch_size", "lr", "patience", "seed")
@@ -72,7 +75,8 @@ class Forecasting(Task):
         zeros: ``keep`` them, or ``impute`` them like missing values, as of a machine out of service.
         test_fraction: share of the times, the last ones, that is held out.
         test_points: how many times are held out, instead of a share.
-        stride: steps from one origin to the next; the horizon when left out.
+        stride: steps from one origin to the next; when left out 1, or as many as make some 2,000 origins of a long
+            series. A multiple of the season would show each step ahead at one place of it alone.
         val_fraction: share of the other times for early stopping, selection and the intervals.
         level: share of the values that should lie in their interval.
         service: share of the times at which a stock is to meet the demand, e.g. 0.95: forecasts then come with that
@@ -261,7 +265,7 @@ class Forecasting(Task):
 
     def _result(self, data: SeriesSet, index: int, first: int, pipeline: ForecastPipeline) -> SeriesResult:
         name, (times, values) = data.names[index], self._one(data, index)
-        stride = self.stride or self.horizon
+        stride = self.stride or _stride(len(values) - self.horizon + 1 - first, data.period)
         forecast, actual = pipeline.rolling(values, times, first, stride)
         if np.isnan(actual).all():
             raise DataError("none of its held-out values is known")
@@ -441,3 +445,11 @@ class Forecasting(Task):
             own = {key.partition(".")[2]: t for key, t in tensors.items() if key.partition(".")[0] == str(index)}
             task.pipelines[name] = ForecastPipeline.restore(described, own)
         return task
+
+
+def _stride(origins: int, period: int) -> int:
+    """The least stride that leaves at most `_ORIGINS` and meets every place of the season."""
+    stride = max(1, -(-origins // _ORIGINS))
+    while math.gcd(stride, period) > 1:
+        stride += 1
+    return stride

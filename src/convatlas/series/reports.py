@@ -180,17 +180,16 @@ def _plot(result: SeriesResult, level: float) -> Lines:
 
 
 def _curves(result: SeriesResult, forecasts: Mapping[str, Array]) -> tuple[dict[str, Curve], str]:
-    """The last forecasts, following each other: of origins closer than the horizon the first steps, else all."""
-    ahead = min(result.stride, result.actual.shape[1])
-    shown = slice(-max(1, _DRAWN // ahead), None)
+    """The last forecasts that follow each other, each of all steps."""
+    horizon = result.actual.shape[1]
+    every = -(-horizon // result.stride)
+    shown = np.arange(0, len(result.actual), every)[-max(1, _DRAWN // horizon) :]
     start = len(result.history)
-    origins = start + result.stride * np.arange(len(result.actual))[shown]
-    places = (origins[:, None] + np.arange(ahead)).ravel().tolist()
-    curves: dict[str, Curve] = {"actual": (places, result.actual[shown, :ahead].ravel().tolist())}
-    if origins[0] == start:
-        past = range(max(0, start - _HISTORY), start)
-        curves["actual"] = [*past, *places], [*result.history[past.start :].tolist(), *curves["actual"][1]]
-    curves |= {name: (places, values[shown, :ahead].ravel().tolist()) for name, values in forecasts.items()}
+    places = (start + result.stride * shown[:, None] + np.arange(horizon)).ravel().tolist()
+    past = range(max(0, start - _HISTORY), start) if shown[0] == 0 else range(0)
+    actual = [*result.history[past.start : past.stop].tolist(), *result.actual[shown].ravel().tolist()]
+    curves: dict[str, Curve] = {"actual": ([*past, *places], actual)}
+    curves |= {name: (places, values[shown].ravel().tolist()) for name, values in forecasts.items()}
     return curves, f"Last forecasts of {result.name}, the median series"
 
 
