@@ -367,6 +367,7 @@ def analyse_chaos(
     dim: int | None = None,
     saturated: float = _SATURATED,
     steady: float = _STEADY,
+    max_order: int = 14,
     max_points: int = 5000,
 ) -> ChaosAnalysis:
     """Lag, dimension and exponent of the training part of a series.
@@ -378,6 +379,7 @@ def analyse_chaos(
         window: Theiler window of the exponent; the mean period is a good choice.
         tau, dim: instead of what the rules find.
         saturated, steady: of `minimum_dimension`.
+        max_order: the most plain lags, of `autoregressive_order`.
         max_points: of a longer series the last ones are tested: to search for neighbours of noise takes a time that
             grows as their square.
 
@@ -402,7 +404,7 @@ def analyse_chaos(
     chosen = min(chosen or most, most)
     random = bool(np.all(np.abs(curves.e2[1:] - 1) <= _FLAT)) if len(curves.e2) > 1 else False
     exponent = rosenstein_lyapunov(series, chosen, delay, window=window)
-    order = autoregressive_order(series, min(14, (len(series) - 3) // 2))
+    order = autoregressive_order(series, min(max_order, (len(series) - 3) // 2))
     for note in notes:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
     return ChaosAnalysis(delay, chosen, exponent, curves, random, order, tuple(notes))

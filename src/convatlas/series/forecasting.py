@@ -9,7 +9,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self
@@ -238,7 +240,9 @@ class Forecasting(Task):
                 continue
             fresh[name] = self._pipeline(training.seed, options, data.period, data.step)
             train[name] = values[:first], times[:first]
-        for name, fitted in fit_all(fresh, train, data.step, self.jobs).items():
+        with _negative_allowed():
+            found = fit_all(fresh, train, data.step, self.jobs)
+        for name, fitted in found.items():
             try:
                 if isinstance(fitted, DataError):
                     raise fitted
@@ -266,16 +270,15 @@ class Forecasting(Task):
     def _result(self, data: SeriesSet, index: int, first: int, pipeline: ForecastPipeline) -> SeriesResult:
         name, (times, values) = data.names[index], self._one(data, index)
         stride = self.stride or _stride(len(values) - self.horizon + 1 - first, data.period)
-        forecast, actual = pipeline.rolling(values, times, first, stride)
+        with _negative_allowed():
+            forecast, actual = pipeline.rolling(values, times, first, stride)
+            forecasts = {self.model: forecast}
+            for naive in [name for name in ("seasonal_naive", "naive") if name != self.model]:
+                other = self._pipeline(0, {}, data.period, data.step, naive)
+                other.fit(values[:first], times[:first], data.step)
+                forecasts[naive] = other.rolling(values, times, first, stride)[0]
         if np.isnan(actual).all():
             raise DataError("none of its held-out values is known")
-        forecasts = {self.model: forecast}
-        for naive in ("seasonal_naive", "naive"):
-            if naive != self.model:
-                other = self._pipeline(0, {}, data.period, data.step, naive)
-                forecasts[naive] = other.fit(values[:first], times[:first], data.step).rolling(
-                    values, times, first, stride
-                )[0]
         unknown_values = np.isnan(values) | ((values == 0) & (self.zeros == "impute"))
         end = first + stride * (len(actual) - 1) + self.horizon
         low, high = pipeline.interval(forecast)
@@ -292,6 +295,7 @@ class Forecasting(Task):
             stock={share: forecast + pipeline.quantile(share) for share in services},
             filled=int(unknown_values.sum()),
             imputed=int(unknown_values[first:end].sum()),
+            negative=int((values < 0).sum()),
             unused=max(0, first - self.max_points),
             analysis=pipeline.analysis,
         )
@@ -358,7 +362,8 @@ class Forecasting(Task):
             for index, name in enumerate(data.names):
                 try:
                     pipeline, (times, values) = self._trained(name, data.step), self._one(data, index)
-                    foretold = pipeline.predict(series=values, dates=times)
+                    with _negative_allowed():
+                        foretold = pipeline.predict(series=values, dates=times)
                 except DataError as error:
                     self._refuse(name, error)
                     continue
@@ -445,6 +450,14 @@ class Forecasting(Task):
             own = {key.partition(".")[2]: t for key, t in tensors.items() if key.partition(".")[0] == str(index)}
             task.pipelines[name] = ForecastPipeline.restore(described, own)
         return task
+
+
+@contextmanager
+def _negative_allowed() -> Iterator[None]:
+    """No warning for each series that holds values below 0: only demand has none, and its report counts them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\d+ values are negative")
+        yield
 
 
 def _stride(origins: int, period: int) -> int:

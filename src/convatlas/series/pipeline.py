@@ -31,6 +31,8 @@ Times = npt.NDArray[np.datetime64]
 Embedding = Literal["auto", "chaos", "lags", "none"]
 MultiStep = Literal["recursive", "direct"]
 
+#: Plain lags that are tried at least, and season up to which they reach back over it.
+_ORDER, _LONGEST_SEASON = 14, 60
 #: Positions of a series that are answered at once: memory does not grow with its length.
 _BLOCK = 20_000
 
@@ -254,7 +256,9 @@ class ForecastPipeline:
         if self.tau is None or self.m is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # the notes stand in the analysis
-                self.analysis = analyse_chaos(series, tau=self.tau, dim=self.m)
+                # Plain lags reach back over a season, unless it is a very long one.
+                order = max(_ORDER, self.period + 1) if self.period <= _LONGEST_SEASON else _ORDER
+                self.analysis = analyse_chaos(series, tau=self.tau, dim=self.m, max_order=order)
             chaos = self.embedding == "chaos" or (self.embedding == "auto" and self.analysis.chaotic)
             found = (self.analysis.tau, self.analysis.dim) if chaos else (1, self.analysis.lags)
         else:

@@ -42,6 +42,7 @@ class SeriesResult:
         calibration: share of the values in % that intervals of each of `LEVELS` hold.
         stock: of each service level what was in stock (origins, horizon), where that was asked for.
         filled, imputed: how many values of the series, and of its held-out part, were missing and filled.
+        negative: how many values are below 0.
         unused: how many values at the beginning were not learned from, because the series is long.
         analysis: chaos test of the training part, where one was made.
     """
@@ -57,6 +58,7 @@ class SeriesResult:
     stock: Mapping[float, Array] | None = None
     filled: int = 0
     imputed: int = 0
+    negative: int = 0
     unused: int = 0
     analysis: ChaosAnalysis | None = None
 
@@ -209,7 +211,10 @@ def stock_section(results: Sequence[SeriesResult]) -> Section:
     caption = "Stock up to the forecast plus that quantile of its errors, at each time; means over the series."
     curve: Curve = ([float(row[2]) for row in rows], [float(row[3]) for row in rows])  # type: ignore[arg-type]
     lines = Lines("What safety costs", "left over, mean", "lacking, mean", {"service levels": curve})
-    return Section("Stock", [Table("Stock by service level", columns, rows, caption), lines])
+    parts: list[Part] = [Table("Stock by service level", columns, rows, caption), lines]
+    if negative := sum(result.negative for result in results):
+        parts.append(Note(f"{negative} values are below 0: is this a demand?"))
+    return Section("Stock", parts)
 
 
 def chaos_section(results: Sequence[SeriesResult]) -> Section:
