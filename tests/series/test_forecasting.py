@@ -142,6 +142,27 @@ def test_jobs_give_what_one_gives(world, tmp_path):
         Forecasting(data="cash.csv", jobs=0)
 
 
+def test_other_data_are_measured_from_the_first_season_on(world, tmp_path):
+    task = Forecasting(data="cash.csv", model="grnn", m=4, tau=1, horizon=3)
+    task.fit(tmp_path / "run")
+    other = cash_demand(2, 80, seed=5)
+    write(tmp_path / "other.csv", DAYS[:80], dict(zip(other.names, other.values, strict=True)))
+    assert main(["evaluate", "run", "--data", "other.csv", "--out", "other"]) == 0
+    again = Forecasting.load(tmp_path / "run")
+    again.evaluate("other.csv")
+    for result, values in zip(again.results, other.values, strict=True):
+        assert len(result.history) == 7
+        assert result.actual.shape == (80 - 7 - 2, 3)
+        np.testing.assert_array_equal(result.forecasts["naive"][5], [values[11]] * 3)
+        np.testing.assert_array_equal(result.forecasts["seasonal_naive"][5], values[5:8])
+    write(tmp_path / "weeks.csv", DAYS[::7], {"atm1": other.values[0, :22]})
+    with pytest.raises(DataError, match="series atm1: the model was trained on steps of 1 D, got 7 D"):
+        again.evaluate("weeks.csv")
+    write(tmp_path / "more.csv", DAYS[:80], {"atm3": other.values[0], "atm1": other.values[1]})
+    with pytest.raises(DataError, match="series atm3: no model was trained for it"):
+        again.evaluate("more.csv")
+
+
 def test_stock_serves_what_it_is_to_serve(world, tmp_path):
     task = Forecasting(data="cash.csv", model="seasonal_naive", service=0.97)
     report = task.fit(tmp_path / "run")

@@ -93,7 +93,7 @@ def next_times(last: np.datetime64, step: str, count: int) -> Times:
     number, unit = step.split()
     places = np.arange(1, count + 1) * int(number)
     if unit in ("s", "D"):
-        return _seconds(np.asarray(last).astype(f"datetime64[{unit}]") + places)
+        return _seconds(np.asarray(last).astype(f"datetime64[{unit}]") + places)  # type: ignore[arg-type]
     day = np.asarray(last).astype("datetime64[D]")
     if unit == "B":
         return _seconds(np.busday_offset(day, places))
@@ -149,7 +149,7 @@ def read_series(
         raise DataError(f"{source} is no file and none of the built-in series: {', '.join(BUILT_IN)}")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            table = _Table(path, file, date_column, value_columns, id_column, date_format, decimal)
+            table = _Table(path, cast(IO[bytes], file), date_column, value_columns, id_column, date_format, decimal)
             return _on_grid(table.read(), str(path), table.hint)
     except (UnicodeDecodeError, OSError, EOFError) as error:
         raise DataError(f"{path} is no text in UTF-8: {error}") from None

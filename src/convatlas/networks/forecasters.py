@@ -178,7 +178,7 @@ class ForecasterStack(nn.Module):
         super().__init__()
         if not networks or any(network.config != networks[0].config for network in networks):
             raise ValueError(f"networks must be at least one, all of one config, got {len(networks)}")
-        self.config: ForecasterConfig = networks[0].config
+        self.config: ForecasterConfig = networks[0].config  # type: ignore[assignment]
         self.names = [name for name, _ in networks[0].named_parameters()]
         every = [dict(network.named_parameters()) for network in networks]
         self.weights = nn.ParameterList(torch.stack([own[name].detach() for own in every]) for name in self.names)

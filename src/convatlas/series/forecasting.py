@@ -138,11 +138,9 @@ class Forecasting(Task):
         self.results: list[SeriesResult] = []
         self.unusable: dict[str, str] = {}
 
-    def _pipeline(
-        self, seed: int, options: Mapping[str, Any], period: int, step: str, model: str = ""
-    ) -> ForecastPipeline:
+    def _pipeline(self, seed: int, options: Mapping[str, Any], period: int, step: str) -> ForecastPipeline:
         return ForecastPipeline(
-            model or self.model,
+            self.model,
             horizon=self.horizon,
             multi_step=self.multi_step,
             period=self.period or period,
@@ -254,12 +252,16 @@ class Forecasting(Task):
             self.pipelines[name] = fitted
             self.results.append(result)
         if not self.results:
-            raise DataError(f"no series can be forecast; {next(iter(self.unusable.items()))}")
+            raise self._nothing()
 
     def _refuse(self, name: str, error: DataError) -> None:
         if self.unfit == "refuse":
             raise DataError(f"series {name}: {error} (unfit: leave_out goes on without it)") from None
         self.unusable[name] = str(error)
+
+    def _nothing(self) -> DataError:
+        name, reason = next(iter(self.unusable.items()))
+        return DataError(f"no series can be forecast; {name}: {reason}")
 
     def _first(self, count: int) -> int:
         held = self.test_points or round(self.test_fraction * count)
@@ -274,9 +276,7 @@ class Forecasting(Task):
             forecast, actual = pipeline.rolling(values, times, first, stride)
             forecasts = {self.model: forecast}
             for naive in [name for name in ("seasonal_naive", "naive") if name != self.model]:
-                other = self._pipeline(0, {}, data.period, data.step, naive)
-                other.fit(values[:first], times[:first], data.step)
-                forecasts[naive] = other.rolling(values, times, first, stride)[0]
+                forecasts[naive] = pipeline.naive(naive, values, times, first, stride)
         if np.isnan(actual).all():
             raise DataError("none of its held-out values is known")
         unknown_values = np.isnan(values) | ((values == 0) & (self.zeros == "impute"))
@@ -333,7 +333,7 @@ class Forecasting(Task):
             except DataError as error:
                 self._refuse(name, error)
         if not self.results:
-            raise DataError(f"no series can be forecast; {next(iter(self.unusable.items()))}")
+            raise self._nothing()
         report = self._report()
         if folder is not None:
             report.save(folder)
@@ -375,9 +375,9 @@ class Forecasting(Task):
                     known, ahead = range(max(0, len(values) - 60), len(values)), len(values) + np.arange(self.horizon)
                     shown = name
                     curves = {"known": (known, values[known.start :]), self.model: (ahead, foretold.values)}
-                    band = {self.model: (ahead, foretold.low, foretold.high)}
+                    band = {self.model: (ahead.tolist(), foretold.low.tolist(), foretold.high.tolist())}
             if not rows:
-                raise DataError(f"{source}: no series can be forecast; {next(iter(self.unusable.items()))}")
+                raise self._nothing()
             columns = ["series", "time", "forecast", "low", "high", *([] if self.service is None else ["stock"])]
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")

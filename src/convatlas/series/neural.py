@@ -184,8 +184,8 @@ class NetworkForecaster(TableForecaster):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 network = create_model(f"forecast_{self.name}", lags=lags, calendar=train[0].shape[1] - lags, **options)
-            parts = {"train": _tensors(*train), "validation": _tensors(*validation)}
-            fits.append(NetworkFit(network=network, seed=seed, **parts, **how))
+            seen, checked = _tensors(*train), _tensors(*validation)
+            fits.append(NetworkFit(network=network, train=seen, validation=checked, seed=seed, **how))
         return fits
 
     @torch.inference_mode()

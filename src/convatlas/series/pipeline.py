@@ -184,6 +184,17 @@ class ForecastPipeline:
             )
         return self._forecasts(values, times, origins), _ahead(values, filled, origins, self.horizon)
 
+    def naive(
+        self, name: str, series: npt.ArrayLike, dates: npt.ArrayLike, first: int, stride: int = 1
+    ) -> npt.NDArray[np.float64]:
+        """The like of `rolling` by ``naive`` or ``seasonal_naive``, for comparison."""
+        values = self._cleaned(series, dates)[0]
+        forecaster = make_forecaster(name, self.features, horizon=self.horizon, period=self.period)
+        if first < forecaster.reach:
+            raise DataError(f"{first} values before the first origin are fewer than the season of {self.period}")
+        origins = np.arange(first, len(values) - self.horizon + 1, stride)
+        return forecaster.rolling(values, np.zeros((0, 0)), origins)
+
     def _forecasts(self, values: Array, times: Times, origins: npt.NDArray[np.int64]) -> Array:
         """Forecasts (origins, horizon), block by block; the times reach ``horizon`` beyond the last origin."""
         found = []
@@ -339,7 +350,7 @@ def fit_all(
     """
     if all(MODELS[pipeline.model] is NetworkForecaster for pipeline in pipelines.values()):
         return _fit_networks(pipelines, data, step)
-    from joblib import Parallel, delayed
+    from sklearn.utils.parallel import Parallel, delayed
 
     work = (delayed(_fitted)(pipeline, *data[name], step) for name, pipeline in pipelines.items())
     found = {}
