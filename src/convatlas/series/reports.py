@@ -24,6 +24,8 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 #: Shares of the values that intervals are to hold, for the calibration.
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+#: Points by which the coverage may fall short before it is said.
+_SHORT = 3
 #: Times drawn before the first forecast, and times with forecasts drawn at most.
 _HISTORY, _DRAWN = 30, 91
 
@@ -169,7 +171,16 @@ def _interval_section(results: Sequence[SeriesResult], level: float) -> Section:
     caption = (
         f"Held-out values of all series and steps. Intervals of {100 * level:g} % are {width:.4g} wide on average."
     )
-    return Section("Intervals", [lines, Table("Coverage", ["to hold [%]", "holds [%]"], rows, caption)])
+    parts: list[Part] = [lines, Table("Coverage", ["to hold [%]", "holds [%]"], rows, caption)]
+    covered = statistics.fmean(coverage(result.actual, result.low, result.high) for result in results)
+    if covered < 100 * level - _SHORT:
+        parts.append(
+            Note(
+                f"Intervals of {100 * level:g} % hold {covered:.1f} %: they are too narrow, as errors have grown since "
+                "the validation part. Train on newer values, or ask for a higher level."
+            )
+        )
+    return Section("Intervals", parts)
 
 
 def _plot(result: SeriesResult, level: float) -> Lines:
