@@ -429,6 +429,19 @@ def test_one_point_and_gaps_are_drawn() -> None:
     assert "Nothing to show" not in page(figure).text
 
 
+def test_bands_are_areas_in_the_colour_of_their_series() -> None:
+    band = ([1, 2, 3], [0, 1, 0], [2, 3, 2])
+    figure = Lines("L", "x", "y", {"a": ([1, 2, 3], [1, 2, 1]), "b": ([1, 3], [5, 5])}, bands={"b": band})
+    assert part_json(figure)["bands"] == {"b": {"x": [1, 2, 3], "low": [0, 1, 0], "high": [2, 3, 2]}}
+    assert 'class="card wide"' in report(figure).to_html()
+    styles = [node.get("style", "") for node in svgs(figure)[0].iter()]
+    assert any("var(--c2, #d55e00)" in style and "opacity: 0.2" in style for style in styles)
+    with pytest.raises(ValueError, match="band 'c' must belong to a series"):
+        Lines("L", "x", "y", {"a": ([1], [1])}, bands={"c": band})
+    with pytest.raises(ValueError, match="equally many x values and bounds"):
+        Lines("L", "x", "y", {"a": ([1], [1])}, bands={"a": ([1], [1, 2], [3])})
+
+
 def test_log_axis_leaves_out_what_it_cannot_show() -> None:
     root = svgs(Lines("L", "x", "y", {"a": ([1, 2, 3], [0.0, 0.01, 10.0])}, log_y=True))[0]
     assert {"0.01", "1", "10"} <= set(svg_text(root))

@@ -16,6 +16,7 @@ from torch import nn
 
 from convatlas import catalog
 from convatlas.bench import (
+    atm_forecast,
     block_fusion,
     dcdm,
     decamouflage,
@@ -72,6 +73,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neural_operators, "GRAPH", ((30, 2),))
     monkeypatch.setattr(neural_operators, "ATTENTION", ((12, 4),))
     monkeypatch.setattr(pixel_shuffle, "FACTORS", (2, 3))
+    small = {"POINTS": (60, 60), "ROLLED": (1, 1), "SERIES": (2, 2), "ROWS": 32, "EPOCHS": 1, "DAYS": 120}
+    for name, value in small.items():
+        monkeypatch.setattr(atm_forecast, name, value)
+    once = {"arima": {"order": [1, 0, 0]}, "rf": {"n_estimators": 2}, "unireplknet": {"epochs": 1, "length": 8}}
+    once |= {name: {"epochs": 1} for name in ("lstm", "cnn", "cnn_lstm")}
+    monkeypatch.setattr(atm_forecast, "QUICK", once)
     monkeypatch.setattr(block_fusion, "STAGES", ((8, 6),))
     monkeypatch.setattr(dcdm, "GRIDS", ((3, 4, 5),))
     monkeypatch.setattr(dcdm, "SIDES", (8,))

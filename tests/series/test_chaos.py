@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from convatlas.errors import DataError
 from convatlas.series.chaos import (
+    ChaosAnalysis,
     acf_lag,
     analyse_chaos,
     autocorrelation,
@@ -79,6 +82,16 @@ def test_order_of_an_autoregression_is_found():
 def test_dimension_waits_for_a_steady_curve():
     assert minimum_dimension(np.array([0.5, 0.95, 0.7, 0.92, 0.95])) == 5
     assert minimum_dimension(np.array([0.1, 0.2])) is None
+
+
+def test_of_a_long_series_the_end_is_tested():
+    series = np.concatenate([NOISE, logistic()])
+    with pytest.warns(RuntimeWarning, match="of 1500 values the last 500 were tested"):
+        found = analyse_chaos(series, tau=1, max_points=500)
+    assert found.exponent == analyse_chaos(logistic(), tau=1).exponent
+    again = ChaosAnalysis.from_plain(json.loads(json.dumps(found.as_plain())))
+    np.testing.assert_array_equal(again.curves.e1, found.curves.e1)
+    assert (again.chaotic, again.notes, again.dim) == (found.chaotic, found.notes, found.dim)
 
 
 @pytest.mark.parametrize(

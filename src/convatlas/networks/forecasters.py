@@ -8,6 +8,7 @@ improvement.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,7 +18,14 @@ from torch import Tensor, nn
 from convatlas.errors import unknown
 from convatlas.networks.base import NetworkConfig
 
-__all__ = ["VARIANTS", "CNN1DForecaster", "CNNLSTMForecaster", "ForecasterConfig", "LSTMForecaster"]
+__all__ = [
+    "VARIANTS",
+    "CNN1DForecaster",
+    "CNNLSTMForecaster",
+    "ForecasterConfig",
+    "ForecasterStack",
+    "LSTMForecaster",
+]
 
 Kind = Literal["lstm", "cnn", "cnn_lstm"]
 
@@ -154,6 +162,83 @@ class CNNLSTMForecaster(_RowNetwork):
         features = self.conv(self.sequence(rows).transpose(1, 2)).relu().transpose(1, 2)
         states, _ = self.lstm(features)
         return self.head(states[:, -1]).squeeze(1)
+
+
+class ForecasterStack(nn.Module):
+    """Several networks of one config as one, for a series each: the same numbers by batched matrix products.
+
+    Args:
+        networks: of one config; their weights are copied, and given back by `unstack`.
+
+    Raises:
+        ValueError: there is none, or they differ in their config.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not networks or any(network.config != networks[0].config for network in networks):
+            raise ValueError(f"networks must be at least one, all of one config, got {len(networks)}")
+        self.config: ForecasterConfig = networks[0].config  # type: ignore[assignment]
+        self.names = [name for name, _ in networks[0].named_parameters()]
+        every = [dict(network.named_parameters()) for network in networks]
+        self.weights = nn.ParameterList(torch.stack([own[name].detach() for own in every]) for name in self.names)
+
+    def unstack(self, networks: Sequence[nn.Module]) -> None:
+        """Copy the weights into networks, in the order in which they were stacked."""
+        with torch.no_grad():
+            for index, network in enumerate(networks):
+                own = dict(network.named_parameters())
+                for name, weight in zip(self.names, self.weights, strict=True):
+                    own[name].copy_(weight[index])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Next values (N, B) of rows (N, B, lags + calendar), a network for each of the N."""
+        w, lags = dict(zip(self.names, self.weights, strict=True)), self.config.lags
+        if self.config.kind == "cnn":
+            maps = _convolved(rows.unsqueeze(3), w)
+            pooled = torch.maximum(maps[:, :, : maps.shape[2] // 2 * 2 : 2], maps[:, :, 1::2]).relu()
+            hidden = _linear(pooled.transpose(2, 3).flatten(2), w, "fc1").relu()
+            return _linear(hidden, w, "fc2").squeeze(2)
+        values = rows[:, :, :lags].flip(2).unsqueeze(3)
+        steps = torch.cat([values, rows[:, :, None, lags:].expand(-1, -1, lags, -1)], 3)
+        if self.config.kind == "cnn_lstm":
+            steps = _convolved(steps, w).relu()
+        for layer in range(self.config.num_layers):
+            steps = _recurrent(steps, w, layer)
+        return _linear(steps[:, :, -1], w, "head").squeeze(2)
+
+
+Weights = Mapping[str, Tensor]
+
+
+def _linear(x: Tensor, w: Weights, name: str) -> Tensor:
+    """Features (N, B, D) of inputs (N, B, C)."""
+    return torch.baddbmm(w[f"{name}.bias"].unsqueeze(1), x, w[f"{name}.weight"].mT)
+
+
+def _convolved(steps: Tensor, w: Weights) -> Tensor:
+    """Maps (N, B, T - 1, D) of the convolution of two neighbouring steps (N, B, T, C)."""
+    pairs = torch.stack([steps[:, :, :-1], steps[:, :, 1:]], 4).flatten(3)  # as the weights lie: channels, then taps
+    maps = torch.baddbmm(w["conv.bias"].unsqueeze(1), pairs.flatten(1, 2), w["conv.weight"].flatten(2).mT)
+    return maps.unflatten(1, pairs.shape[1:3])
+
+
+def _recurrent(steps: Tensor, w: Weights, layer: int) -> Tensor:
+    """States (N, B, T, D) of one layer of the LSTM."""
+    weight, state_weight = w[f"lstm.weight_ih_l{layer}"], w[f"lstm.weight_hh_l{layer}"].mT
+    bias = (w[f"lstm.bias_ih_l{layer}"] + w[f"lstm.bias_hh_l{layer}"]).unsqueeze(1)
+    gates = torch.baddbmm(bias, steps.flatten(1, 2), weight.mT).unflatten(1, steps.shape[1:3]).unbind(2)
+    state = cell = None
+    states = []
+    for gate in gates:
+        if state is not None:
+            gate = torch.baddbmm(gate, state, state_weight)
+        inner, forget, new, outer = gate.chunk(4, 2)
+        kept = 0 if cell is None else forget.sigmoid() * cell
+        cell = kept + inner.sigmoid() * new.tanh()
+        state = outer.sigmoid() * cell.tanh()
+        states.append(state)
+    return torch.stack(states, 2)
 
 
 VARIANTS: dict[str, ForecasterConfig] = {

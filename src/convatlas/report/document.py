@@ -49,6 +49,8 @@ def _fields(part: Part) -> dict[str, Any]:
     match part:
         case Lines():
             held["series"] = {name: {"x": x, "y": y} for name, (x, y) in part.series.items()}
+            bands = {name: {"x": x, "low": low, "high": high} for name, (x, low, high) in held.pop("bands").items()}
+            held |= {"bands": bands} if bands else {}
         case Scatter():
             held["points"] = {name: {"x": x, "y": y} for name, (x, y) in part.points.items()}
         case Images():

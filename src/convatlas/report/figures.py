@@ -140,10 +140,13 @@ _Drawn = tuple[Figure, bool, str] | None
 
 
 def _lines(part: Lines) -> _Drawn:
-    figure, axes = _axes(_WIDTH, 2.5)
+    wide = bool(part.bands)
+    figure, axes = _axes(2 * _WIDTH if wide else _WIDTH, 2.5)
     shown: list[float] = []
     steps: list[float] = []
-    for index, (given_x, given_y) in enumerate(part.series.values()):
+    for index, (name, (given_x, given_y)) in enumerate(part.series.items()):
+        if name in part.bands:
+            axes.fill_between(*part.bands[name], color=_SERIES[index % len(_SERIES)], alpha=0.2, linewidth=0)
         x, y = np.array(given_x), np.array(given_y)
         y[~np.isfinite(y) | ((y <= 0) if part.log_y else False)] = np.nan
         seen = np.isfinite(x) & np.isfinite(y) & ((x > 0) if part.log_x else True)
@@ -168,7 +171,7 @@ def _lines(part: Lines) -> _Drawn:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     _name_axes(axes, part.x_label, part.y_label)
-    return figure, False, ""
+    return figure, wide, ""
 
 
 def _scatter(part: Scatter) -> _Drawn:

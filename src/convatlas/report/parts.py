@@ -278,7 +278,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves: ``series`` maps a name to its x values and its y values, equally many. NaN leaves a gap."""
+    """Curves: ``series`` maps a name to its x values and its y values, equally many. NaN leaves a gap.
+
+    Attributes:
+        bands: names of series to x values, lower and upper bounds of an area in their colour; the drawing is then wide.
+    """
 
     title: str
     x_label: str
@@ -287,6 +291,7 @@ class Lines:
     log_y: bool = False
     caption: str = ""
     log_x: bool = False
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         series = {}
@@ -294,7 +299,11 @@ class Lines:
             if len(x) != len(y):
                 raise ValueError(f"series {name!r} must have as many x as y values, got {len(x)} and {len(y)}")
             series[name] = (tuple(float(value) for value in x), tuple(float(value) for value in y))
-        _freeze(self, series=series)
+        for name, band in self.bands.items():
+            if name not in series or len({len(values) for values in band}) != 1:
+                raise ValueError(f"band {name!r} must belong to a series and have equally many x values and bounds")
+        bands = {name: tuple(tuple(map(float, values)) for values in band) for name, band in self.bands.items()}
+        _freeze(self, series=series, bands=bands)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -343,6 +344,17 @@ class ChaosAnalysis:
         """Whether the exponent is positive and the series is not told to be random by E2."""
         return self.exponent > 0 and not self.random
 
+    def as_plain(self) -> dict[str, Any]:
+        """Numbers, strings and lists, for a file."""
+        curves = {name: curve.tolist() for name, curve in self.curves._asdict().items()}
+        return {**vars(self), "curves": curves, "notes": list(self.notes)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ChaosAnalysis:
+        """What `as_plain` came from."""
+        curves = CaoCurves(**{name: np.array(curve) for name, curve in plain["curves"].items()})
+        return cls(**{**plain, "curves": curves, "notes": tuple(plain["notes"])})
+
 
 def analyse_chaos(
     values: npt.ArrayLike,
@@ -353,6 +365,10 @@ def analyse_chaos(
     window: int = 10,
     tau: int | None = None,
     dim: int | None = None,
+    saturated: float = _SATURATED,
+    steady: float = _STEADY,
+    max_order: int = 14,
+    max_points: int = 5000,
 ) -> ChaosAnalysis:
     """Lag, dimension and exponent of the training part of a series.
 
@@ -362,11 +378,18 @@ def analyse_chaos(
         max_dim: the largest dimension of Cao's curves, and what is used, with a warning, where E1 does not saturate.
         window: Theiler window of the exponent; the mean period is a good choice.
         tau, dim: instead of what the rules find.
+        saturated, steady: of `minimum_dimension`.
+        max_order: the most plain lags, of `autoregressive_order`.
+        max_points: of a longer series the last ones are tested: to search for neighbours of noise takes a time that
+            grows as their square.
 
     Raises:
         DataError: the series cannot be used, or is shorter than (max_dim + 1) tau + 30 points.
     """
     series, notes = check_series(values), []
+    if len(series) > max_points:
+        notes.append(f"of {len(series)} values the last {max_points} were tested")
+        series = check_series(series[-max_points:])
     found = acf_lag(series, rule, max_lag) if tau is None else tau
     if found is None:
         notes.append(f"the autocorrelation meets the rule {rule} at no lag up to {max_lag}: 1 is used")
@@ -375,13 +398,13 @@ def analyse_chaos(
     if len(series) < (most + 1) * delay + 30:
         raise DataError(f"need at least (m - 1) * tau + 30 points, got {len(series)} with tau = {delay}")
     curves = cao_embedding(series, delay, most)
-    chosen = minimum_dimension(curves.e1) if dim is None else dim
+    chosen = minimum_dimension(curves.e1, saturated, steady) if dim is None else dim
     if chosen is None:
         notes.append(f"E1 does not saturate up to dimension {most}: that is used")
     chosen = min(chosen or most, most)
     random = bool(np.all(np.abs(curves.e2[1:] - 1) <= _FLAT)) if len(curves.e2) > 1 else False
     exponent = rosenstein_lyapunov(series, chosen, delay, window=window)
-    order = autoregressive_order(series, min(14, (len(series) - 3) // 2))
+    order = autoregressive_order(series, min(max_order, (len(series) - 3) // 2))
     for note in notes:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
     return ChaosAnalysis(delay, chosen, exponent, curves, random, order, tuple(notes))

@@ -1,5 +1,7 @@
 """Errors of forecasts, and tests of whether two forecasts differ.
 
+A true value that is not known is NaN and left out of every measure, an error that is not known of the test.
+
 Diebold, Mariano: "Comparing predictive accuracy", JBES 13, 1995; Harvey, Leybourne, Newbold: "Testing the equality of
 prediction mean squared errors", Int. J. Forecasting 13, 1997; Theil: "Applied economic forecasting", 1966.
 """
@@ -37,49 +39,61 @@ def _pair(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> tuple[Array, Array]
     a, f = np.asarray(actual, np.float64), np.asarray(forecast, np.float64)
     if a.shape != f.shape or a.size == 0:
         raise ValueError(f"actual and forecast must have one shape and hold values, got {a.shape} and {f.shape}")
-    for name, values in (("actual", a), ("forecast", f)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if np.isinf(a).any():
+        raise ValueError("actual must be finite, or NaN where it is not known, got infinity")
+    if np.isnan(a).all():
+        raise ValueError("actual must hold values, got NaN alone")
+    if not np.isfinite(f).all():
+        raise ValueError("forecast must be finite, got NaN or infinity")
     return a, f
+
+
+def _known(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> tuple[Array, Array]:
+    """Those actual values (n) that are known, and their forecasts."""
+    a, f = _pair(actual, forecast)
+    known = ~np.isnan(a)
+    return a[known], f[known]
 
 
 def smape(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> float:
     """Symmetric mean absolute percentage error, 0 to 200 %: |f - a| over (|a| + |f|) / 2; terms of 0 and 0 are 0."""
-    a, f = _pair(actual, forecast)
+    a, f = _known(actual, forecast)
     scale = (np.abs(a) + np.abs(f)) / 2
     return float(100 * np.mean(np.divide(np.abs(f - a), scale, out=np.zeros_like(scale), where=scale > 0)))
 
 
 def nrmse(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> float:
     """Root mean squared error over the range of the actual values; NaN where these are all equal."""
-    a, f = _pair(actual, forecast)
+    a, f = _known(actual, forecast)
     span = float(np.ptp(a))
     return math.sqrt(float(np.mean((f - a) ** 2))) / span if span else math.nan
 
 
 def mae(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> float:
     """Mean absolute error."""
-    a, f = _pair(actual, forecast)
+    a, f = _known(actual, forecast)
     return float(np.mean(np.abs(f - a)))
 
 
 def mape(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> float:
     """Mean absolute percentage error in % of the actual values; NaN where one of them is 0."""
-    a, f = _pair(actual, forecast)
+    a, f = _known(actual, forecast)
     return math.nan if (a == 0).any() else float(100 * np.mean(np.abs((f - a) / a)))
 
 
 def theil_u(actual: npt.ArrayLike, forecast: npt.ArrayLike) -> float:
     """Theil's U of one-step forecasts (n): root of their squared errors over those of the last value, from t = 1 on."""
     a, f = _pair(actual, forecast)
-    naive = float(np.sum(np.diff(a) ** 2))
-    return math.sqrt(float(np.sum((f[1:] - a[1:]) ** 2)) / naive) if naive else math.nan
+    step, error = np.diff(a), f[1:] - a[1:]
+    known = ~np.isnan(step)
+    naive = float(np.sum(step[known] ** 2))
+    return math.sqrt(float(np.sum(error[known] ** 2)) / naive) if naive else math.nan
 
 
 def coverage(actual: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> float:
     """Share of the actual values within their intervals, in %."""
-    a, lower = _pair(actual, low)
-    _, upper = _pair(actual, high)
+    a, lower = _known(actual, low)
+    _, upper = _known(actual, high)
     return float(100 * np.mean((lower <= a) & (a <= upper)))
 
 
@@ -104,7 +118,7 @@ def diebold_mariano(
     """Test whether two forecasts of the same values are equally good; a negative statistic favours the first.
 
     Args:
-        first, second: their errors (n), at the same times.
+        first, second: their errors (n), at the same times; NaN where the true value is not known.
         horizon: steps ahead; autocovariances below it count.
         power: 1 compares absolute errors, 2 squared ones.
 
@@ -114,25 +128,28 @@ def diebold_mariano(
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(f"errors must be of the same times, one axis each, got shapes {a.shape} and {b.shape}")
-    _pair(a, b)
-    n = len(a)
+    if np.isinf(a).any() or np.isinf(b).any() or (np.isnan(a) != np.isnan(b)).any():
+        raise ValueError("errors must be finite, or NaN at the same times")
+    known = ~np.isnan(a)
+    n = int(known.sum())
     if not 1 <= horizon < n:
         raise ValueError(f"horizon must be from 1 to below the {n} errors, got {horizon}")
     if power <= 0:
         raise ValueError(f"power must be positive, got {power}")
     difference = np.abs(a) ** power - np.abs(b) ** power
-    if not difference.any():
+    mean = float(difference[known].mean())
+    if not difference[known].any():
         return DieboldMariano(0.0, 1.0, 0.0, 1.0)
-    centred = difference - difference.mean()
-    covariances = [float(np.dot(centred[: n - k], centred[k:])) / n for k in range(horizon)]
+    centred = np.where(known, difference - mean, 0.0)  # a pair of which one is not known adds nothing
+    covariances = [float(np.dot(centred[: len(a) - k], centred[k:])) / n for k in range(horizon)]
     variance = covariances[0] + 2 * sum(covariances[1:])
     if variance <= 0 and horizon > 1:
         warnings.warn(f"the variance at horizon {horizon} is {variance:g}: that of 1 is used", RuntimeWarning, 2)
         variance, horizon = covariances[0], 1
     if variance <= 0:  # the same difference at all times
-        endless = math.copysign(math.inf, difference.mean())
+        endless = math.copysign(math.inf, mean)
         return DieboldMariano(endless, 0.0, endless, 0.0)
-    statistic = float(difference.mean()) / math.sqrt(variance / n)
+    statistic = mean / math.sqrt(variance / n)
     factor = math.sqrt((n + 1 - 2 * horizon + horizon * (horizon - 1) / n) / n)
     corrected = statistic * factor
     p = 2 * float(stats.norm.sf(abs(statistic)))

@@ -19,8 +19,10 @@ __all__ = ["GRIDS", "GMDHRegressor", "GRNNRegressor", "Regressor", "make_regress
 
 Array = npt.NDArray[np.float64]
 
-#: Rows whose distances to all training rows are held at once.
-_CHUNK = 1024
+#: Distances that are held at once.
+_CHUNK = 2**21
+#: Rows, spread evenly, that choose a width by leave-one-out: of more, the choice no longer changes.
+_LEFT_OUT = 2000
 
 
 class Regressor(Protocol):
@@ -69,8 +71,12 @@ class GRNNRegressor:
     def predict(self, x: npt.ArrayLike) -> Array:
         """Values (n) of rows (n, columns)."""
         rows, _ = _checked(x)
-        parts = [self._mean(self._squared(part), self.sigma_) for part in np.array_split(rows, 1 + len(rows) // _CHUNK)]
-        return np.concatenate(parts)
+        return np.concatenate([self._mean(self._squared(rows[part]), self.sigma_) for part in self._parts(len(rows))])
+
+    def _parts(self, count: int) -> list[slice]:
+        """Slices of so many rows, whose distances to all training rows fit in the memory."""
+        size = max(1, _CHUNK // len(self.rows))
+        return [slice(start, start + size) for start in range(0, count, size)]
 
     def _squared(self, rows: Array) -> Array:
         """Squared distances to the training rows, by one matrix product."""
@@ -85,9 +91,13 @@ class GRNNRegressor:
     def _leave_one_out(self) -> float:
         if len(self.rows) < 2:
             raise ValueError(f"to choose sigma there must be at least 2 rows, got {len(self.rows)}")
-        squared = self._squared(self.rows)
-        np.fill_diagonal(squared, np.inf)
-        errors = [float(np.mean((self._mean(squared, sigma) - self.values) ** 2)) for sigma in self.grid]
+        chosen = np.unique(np.linspace(0, len(self.rows) - 1, min(len(self.rows), _LEFT_OUT)).round().astype(np.int64))
+        errors = np.zeros(len(self.grid))
+        for part in self._parts(len(chosen)):
+            own = chosen[part]
+            squared = self._squared(self.rows[own])
+            squared[np.arange(len(own)), own] = np.inf
+            errors += [np.sum((self._mean(squared, sigma) - self.values[own]) ** 2) for sigma in self.grid]
         return float(self.grid[int(np.argmin(errors))])
 
 

@@ -16,10 +16,20 @@ import numpy.typing as npt
 from convatlas.errors import DataError, unknown
 from convatlas.series.chaos import check_series
 
-__all__ = ["Calendar", "Cleaned", "Scaler", "StateSpaceFeatures", "calendar_features", "clean", "one_hot", "weekdays"]
+__all__ = [
+    "Calendar",
+    "Cleaned",
+    "Scaler",
+    "StateSpaceFeatures",
+    "calendar_features",
+    "clean",
+    "natural_calendar",
+    "one_hot",
+    "weekdays",
+]
 
 Array = npt.NDArray[np.float64]
-Calendar = Literal["dow", "month", "month_start", "holidays"]
+Calendar = Literal["dow", "hour", "month", "month_start", "holidays"]
 
 #: Seasons back over which a missing value is averaged.
 _SEASONS = 4
@@ -93,8 +103,8 @@ def calendar_features(
 
     Args:
         dates: of the targets.
-        kinds: ``dow`` (7 columns, Monday first), ``month`` (12), ``month_start`` (1: the first 6 days), ``holidays``
-            (1).
+        kinds: ``dow`` (7 columns, Monday first), ``hour`` (24), ``month`` (12), ``month_start`` (1: the first 6 days),
+            ``holidays`` (1).
         holidays: days, e.g. ``2026-11-08``.
 
     Raises:
@@ -107,6 +117,8 @@ def calendar_features(
             raise unknown("calendar feature", str(kind), get_args(Calendar))
         if kind == "dow":
             columns.append(one_hot(weekdays(dates), 7))
+        elif kind == "hour":
+            columns.append(one_hot((dates.astype("datetime64[h]") - day).astype(np.int64), 24))
         elif kind == "month":
             columns.append(one_hot(month.astype(np.int64) % 12, 12))
         elif kind == "month_start":
@@ -115,6 +127,16 @@ def calendar_features(
             listed = np.array(list(holidays), dtype="datetime64[D]")
             columns.append(np.isin(day, listed).astype(np.float64)[:, None])
     return np.concatenate(columns, 1)
+
+
+def natural_calendar(step: str) -> tuple[Calendar, ...]:
+    """What matters on a grid, e.g. ``"1 D"``: the weekday of days, the hour too of less, the month of more."""
+    number, unit = step.split()
+    if unit == "s":
+        return ("dow", "hour")
+    if step in ("1 D", "1 B"):
+        return ("dow",)
+    return () if unit == "Y" or (unit in ("M", "ME") and int(number) % 12 == 0) else ("month",)
 
 
 class Scaler(NamedTuple):
@@ -162,24 +184,28 @@ class StateSpaceFeatures:
         """How many values before the target the lags reach back."""
         return (self.m - 1) * self.tau + 1
 
-    def table(self, values: npt.ArrayLike, calendar: npt.ArrayLike | None = None) -> tuple[Array, Array]:
-        """Rows (n - reach, m + features) and targets (n - reach) of a series (n).
+    def table(
+        self, values: npt.ArrayLike, calendar: npt.ArrayLike | None = None, ahead: int = 0
+    ) -> tuple[Array, Array]:
+        """Rows (n - reach - ahead, m + features) and targets (n - reach - ahead) of a series (n).
 
         Args:
             values: the series.
             calendar: features of the times of the series (n, features).
+            ahead: steps between the lags and the target, for direct forecasts of more than one step.
 
         Raises:
             DataError: the series holds NaN or is too short, or the calendar is of another length.
         """
         series = check_series(values)
-        if len(series) < self.reach + 29:
-            raise DataError(f"need at least (m-1)*tau + 30 points: {self.reach + 29}, got {len(series)}")
-        targets = np.arange(self.reach, len(series))
+        if len(series) < self.reach + 29 + ahead:
+            least = "(m-1)*tau + 30 points" + (f" and {ahead} steps ahead" if ahead else "")
+            raise DataError(f"need at least {least}: {self.reach + 29 + ahead}, got {len(series)}")
+        targets = np.arange(self.reach + ahead, len(series))
         features = np.zeros((len(series), 0)) if calendar is None else np.asarray(calendar, np.float64)
         if features.ndim != 2 or len(features) != len(series):
             raise DataError(f"calendar must be ({len(series)}, features) like the series, got {features.shape}")
-        return np.concatenate([self.lags(series, targets), features[targets]], 1), series[targets]
+        return np.concatenate([self.lags(series, targets - ahead), features[targets]], 1), series[targets]
 
     def lags(self, series: Array, targets: npt.NDArray[np.int64]) -> Array:
         """The lags (targets, m) of positions of a series, which may be one past its end."""
