@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class VDSR(Upscaler):
         super().__init__(config)
         dims = [config.in_channels, *[config.dim] * (config.depth - 1), config.in_channels]
         layers: list[nn.Module] = []
-        for given, made in zip(dims, dims[1:], strict=False):
+        for given, made in pairwise(dims):
             conv = nn.Conv2d(given, made, 3, padding=1, bias=False)
             nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * made)))  # He et al., by the channels that come out
             layers += [conv, nn.ReLU()]
