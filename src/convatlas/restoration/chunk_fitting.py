@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics import Metric, MetricCollection
 
+from convatlas.errors import Unsupported
 from convatlas.networks.base import Upscaler
 from convatlas.networks.registry import model_config
 from convatlas.report import Lines, Note, Report, Section
@@ -147,6 +148,7 @@ class ChunkFit(GradientTask):
     """
 
     name: ClassVar[str] = "video-delivery"
+    verbs: ClassVar[tuple[str, ...]] = ("train",)
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("val_psnr", "max")
 
     label: str
@@ -201,6 +203,22 @@ class ChunkFit(GradientTask):
         return Report(
             f"Fit of {self.label}", summary, [Section("Fit", [*curves, Note(f"{size} {visits}")])], provenance()
         )
+
+    def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
+        """Refuse: a delivery is measured as a whole.
+
+        Raises:
+            Unsupported: always.
+        """
+        raise Unsupported("one fit of a delivery is not measured by itself: evaluate the whole run")
+
+    def predict(self, inputs: Sequence[str | Path], folder: str | Path) -> Report:
+        """Refuse: a delivery is played as a whole.
+
+        Raises:
+            Unsupported: always.
+        """
+        raise Unsupported("one fit of a delivery does not play by itself: predict with the whole run")
 
     def save(self, path: str | Path) -> Path:
         """Write the weights with the network's name and config, so that other verbs can use them."""

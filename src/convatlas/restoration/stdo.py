@@ -95,8 +95,8 @@ class VideoDelivery(Task):
         drops: epochs of the curriculum after which the easiest chunk that is left is dropped; evenly spread when left
             out.
         grid: rows and columns of patches; of about 54 x 48 pixels of low resolution when left out.
-        halo: pixels of low resolution that a patch sees of its neighbours, against seams; half the receptive field of
-            the network at most. The paper has 0.
+        halo: pixels of low resolution that a patch sees of its neighbours, against seams between them; the network's
+            reach leaves none. The paper has 0.
         shave: pixels left out along the border of a patch when its PSNR is measured; scale + 4 when left out.
         crf: rate factor of the small clip: 0 loses nothing but chroma, 51 nearly everything.
         store: how weights are delivered.
@@ -124,7 +124,7 @@ class VideoDelivery(Task):
     fraction: float = 0.5
     drops: tuple[int, ...] = ()
     grid: tuple[int, int] | None = None
-    halo: int = 0
+    halo: int = 4
     shave: int | None = None
     crf: int = 18
     store: Store = "float16"
@@ -295,7 +295,7 @@ class VideoDelivery(Task):
                 for frame in footage.frames():
                     if frame.shape[:2] != footage.size:
                         raise DataError(f"frames must have one size, got {frame.shape[:2]} after {footage.size}")
-                    hashed.update(frame.data)
+                    hashed.update(np.ascontiguousarray(frame).data)
                     pairs.high.append(shelf.keep(fill(frame, filled)))
                     yield protocol.shrink(pairs.high[-1], self.scale)
                     advance()
