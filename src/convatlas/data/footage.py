@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from convatlas.data.image_files import Unreadable, find_files
 from convatlas.data.pictures import read_picture
@@ -25,6 +26,8 @@ Floats = npt.NDArray[np.float32]
 #: What `moving_photographs` moves over: photographs of scikit-image, the shots one after the other.
 _SHOTS = ("astronaut", "coffee")
 _FPS = 30  # of pictures, which do not tell
+#: Height or width of a photograph over that of the window, and its pixels for one of the clip, at both ends of a shot.
+_ROOM, _ZOOMS = 1.5, (1.0, 0.7)
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,8 @@ def _moving(count: int, size: tuple[int, int], shapes: int, seed: int) -> Iterat
     generator = np.random.default_rng(seed)
     each = -(-count // len(_SHOTS))
     for shot, name in enumerate(_SHOTS):
-        photograph = getattr(data, name)()[..., :3].astype(np.float32)
-        room = np.array(photograph.shape[:2]) / np.array(size)
-        zooms = np.array([0.8, 0.55]) * min(float(room.min()), 2.5)  # pixels of the photograph for one of the clip
+        photograph = _sized(getattr(data, name)()[..., :3], size)
+        zooms = np.array(_ZOOMS)
         ends = generator.uniform(0, 1, (2, 2))
         colours = generator.integers(0, 256, (shapes, 3)).astype(np.float32)
         places, speeds = generator.uniform(0, 1, (shapes, 2)), generator.uniform(-1, 1, (shapes, 2))
@@ -143,6 +145,14 @@ def _moving(count: int, size: tuple[int, int], shapes: int, seed: int) -> Iterat
             for colour, place, speed, radius in zip(colours, places, speeds, radii, strict=True):
                 _draw(frame, colour, (place + share * speed) % 1 * np.array(size), radius)
             yield frame.round().clip(0, 255).astype(np.uint8)
+
+
+def _sized(photograph: Frame, size: tuple[int, int]) -> Floats:
+    """The photograph so large that the window has room in it on both axes; without aliasing."""
+    share = _ROOM * max(wanted / length for wanted, length in zip(size, photograph.shape[:2], strict=True))
+    height, width = (max(2, round(share * length)) for length in photograph.shape[:2])
+    image = Image.fromarray(photograph).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32)
 
 
 def _window(photograph: Floats, corner: npt.NDArray[np.float64], zoom: float, size: tuple[int, int]) -> Floats:
