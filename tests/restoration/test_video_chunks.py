@@ -69,7 +69,10 @@ def test_the_filled_size_is_the_least_that_the_grid_divides():
         (lambda: GRID.cut(frames(), halo=-1), "halo must not be negative, got -1"),
         (lambda: GRID.join(torch.zeros(5, 3, 8, 8)), r"patches must be \(..., 6, C, h, w\), got \(5, 3, 8, 8\)"),
         (lambda: patch_errors(torch.zeros(1, 3, 4, 6), torch.zeros(1, 3, 4, 9), GRID), "must have one shape"),
-        (lambda: patch_errors(frames() / 255, frames(), GRID, shave=4), "shave must leave some of the patches of 8 x 8"),
+        (
+            lambda: patch_errors(frames() / 255, frames(), GRID, shave=4),
+            "shave must leave some of the patches of 8 x 8",
+        ),
         (lambda: chunk_by_psnr(np.zeros(3), 4), "k must be from 1 to the number of patches, 3, got 4"),
         (lambda: chunk_by_psnr(np.zeros((3, 2)), 2), r"labels must be \(n\), got \(3, 2\)"),
         (lambda: chunk_by_time(4, 6, 5), "k must be from 1 to the 4 frames, got 5"),

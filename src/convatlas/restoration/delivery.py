@@ -251,8 +251,10 @@ def unpack_index(data: bytes, shape: tuple[int, int], k: int, *, compress: bool 
             raise DataError(f"the networks of the patches cannot be read: {error}") from None
         found = steps.reshape(shape).cumsum(0, dtype=np.int64) % k if len(steps) == count else steps
     else:
-        bits = np.unpackbits(np.frombuffer(data, np.uint8))[: count * _bits(k)].reshape(-1, max(1, _bits(k)))
-        found = (bits.astype(np.int64) << np.arange(max(1, _bits(k)))).sum(1) if k > 1 else np.zeros(count, np.int64)
+        width = _bits(k)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))[: count * width].astype(np.int64)
+        whole = len(bits) == count * width
+        found = (bits.reshape(count, width) << np.arange(width)).sum(1) if whole else bits[:0]
     if found.size != count or (count and int(found.max()) >= k):
         raise DataError(f"the networks of the patches must be {count} numbers below {k}, got others")
     return found.reshape(shape).astype(np.uint8)
