@@ -1,4 +1,4 @@
-"""WDSR: sizes, what it computes, initial weights, checkpoints of the authors, and folding of its weight normalisation."""
+"""WDSR: sizes, what it computes, initial weights, checkpoints of the authors, folding of its weight normalisation."""
 
 from __future__ import annotations
 

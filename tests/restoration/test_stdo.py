@@ -88,7 +88,7 @@ def test_the_run_holds_labels_chunks_and_fits(delivered: Delivered):
     assert assignment.shape == (COUNT, 2, 4)
     assert assignment.dtype == np.uint8
     assert np.array_equal(chunk_by_psnr(labels, 2).index, assignment.ravel())
-    assert (assignment[:, :, 0] == 1).all()  # what is plain is easy
+    assert assignment[:, :, :2].mean() > assignment[:, :, 2:].mean()  # what is plain is easier
     assert json.loads((run / "thresholds.json").read_text())[1] == np.sort(labels)[COUNT * 4 - 1]
     rows = Run(run).read_metrics()
     assert [row["fit"] for row in rows] == [0, 1, 1, 2, 2]  # general, chunk 0, chunk 1
@@ -166,9 +166,7 @@ def test_a_package_its_run_and_its_small_clip_play_alike(delivered: Delivered, t
 
 def test_other_clips_need_a_run_of_one_network(delivered: Delivered, clip: Path, tmp_path: Path):
     other = write_clip(tmp_path / "other.mp4", [scene(2, (20, 24))] * 3, sound=None)
-    with pytest.raises(
-        DataError, match=r"other\.mp4 cannot be played: which of the 2 networks its patches need is kno"
-    ):
+    with pytest.raises(DataError, match="which of the 2 networks its patches need is known only of"):
         delivered.task.predict([other], tmp_path / "out")
     single = task_for(clip, chunks=1, division="time", start="scratch", plain_crfs=())
     single.fit(tmp_path / "run", Training(**{**SHORT, "epochs": 1}))
@@ -315,11 +313,10 @@ def test_clips_that_cannot_be_used_leave_no_run(clip: Path, tmp_path: Path):
     run = tmp_path / "run"
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: task_for(tmp_path / "missing").fit(run), "missing does not exist; expected a clip, a folder"),
-        (lambda: task_for(clip, shave=6).fit(run), "patches of 24 x 16 pixels are too small to leave out 8|too small"),
         (lambda: task_for(clip, shave=8).fit(run), "patches of 24 x 16 pixels are too small to leave out 8 along"),
         (lambda: task_for(clip).fit(run, Training(devices=2)), "devices and nodes must be 1: fits follow each other"),
     ]
-    for call, message in cases[:1] + cases[2:]:
+    for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
         assert not run.exists()
@@ -364,14 +361,9 @@ def test_recipes_have_the_published_numbers(recipe: str):
 
 def test_a_recipe_trains_on_a_small_clip(clip: Path, tmp_path: Path):
     settings = yaml.safe_load(VideoDelivery.recipe("jstdo_wdsr_x2").read_text(encoding="utf-8"))
-    small = {
-        "data": str(clip),
-        "options": {"dim": 2, "depth": 1},
-        "grid": [2, 2],
-        "plain_crfs": [],
-        "general_epochs": 1,
-    }
-    task, training = split_settings(VideoDelivery, {**settings, **small, "epochs": 1, "batch_size": 4})
+    small = {"data": str(clip), "options": {"dim": 2, "depth": 1}, "grid": [2, 2], "plain_crfs": []}
+    short = {"general_epochs": 1, "epochs": 1, "batch_size": 4}
+    task, training = split_settings(VideoDelivery, {**settings, **small, **short})
     task.fit(tmp_path / "run", training)
     assert Run(tmp_path / "run").read_metrics()[-1]["step"] == 3  # 8 + 4 of 16 patches, in batches of 4
     assert from_mapping(VideoDelivery, to_mapping(task)).joint == "fraction"
