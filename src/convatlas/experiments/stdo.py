@@ -7,7 +7,6 @@ CVPR 2023, arXiv 2303.08331. It claims 1.5 to 2.4 dB more than networks for segm
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -332,13 +331,12 @@ def full(data: str | Path, folder: str | Path, **changes: Any) -> Report:
         changes: settings that differ from the recipes, e.g. ``epochs=5``. With any, the figures cannot be held against
             the published ones, and the verdicts say so.
     """
-    tasks, runs, psnr = {}, {}, {}
+    psnr: dict[str, float] = {}
     for name, choice in FULL.items():
         recipe = yaml.safe_load(VideoDelivery.recipe(choice["recipe"]).read_text(encoding="utf-8"))
         task, training = split_settings(VideoDelivery, {**recipe, "data": str(data), **changes})
         place = Path(folder) / name
-        task.fit(place, dataclasses.replace(training), resume=Run(place).config.is_file())
-        tasks[name], runs[name] = task, Run(place)
+        task.fit(place, training, resume=Run(place).config.is_file())
         psnr[name] = task.quality()["PSNR [dB]"]
     claims: list[Part] = [
         Claim.judge(

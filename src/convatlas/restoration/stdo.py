@@ -31,6 +31,7 @@ from convatlas.restoration.chunk_fitting import ChunkFit, FramePairs, PatchPairs
 from convatlas.restoration.delivery import (
     LOW,
     Described,
+    PackageBytes,
     Playback,
     Store,
     is_package,
@@ -460,6 +461,11 @@ class VideoDelivery(Task):
             return []
         with progress("encoding the clip plainly", len(self.plain_crfs)) as advance:
             return encode_plainly(footage, self.plain_crfs, advance)
+
+    def quality(self) -> dict[str, float]:
+        """PSNR of the whole clip and bytes of the package of a finished run."""
+        psnr = self._measure(read_footage(self.data)).psnr
+        return {"PSNR [dB]": psnr, "bytes [kB]": PackageBytes.of(self.folder).total / 1000}
 
     def evaluate(self, data: str | Path | None = None, *, folder: str | Path | None = None) -> Report:
         """Play the delivered video and compare it with the clip that it was made of, in quality and bytes.
