@@ -321,7 +321,7 @@ def test_clips_that_cannot_be_used_leave_no_run(clip: Path, tmp_path: Path):
             call()
         assert not run.exists()
     many = task_for(clip, chunks=40, general_epochs=0, start="scratch")
-    with pytest.raises(ValueError, match="k must be from 1 to the number of patches, 32, got 40"):
+    with pytest.raises(ValueError, match="chunks must be at most the 32 patches of the clip, got 40"):
         many.fit(run)
 
 

@@ -334,6 +334,10 @@ class VideoDelivery(Task):
         self, run: Run, pairs: FramePairs, footage: Footage, training: Training
     ) -> tuple[Chunks, np.ndarray[Any, Any] | None, Upscaler | None]:
         """The chunks, the labels they follow from, and the network to start from."""
+        most = len(pairs.low) if self.division == "time" else len(pairs)
+        if self.segment_seconds is None and self.chunks > most:
+            what = "frames" if self.division == "time" else "patches"
+            raise DataError(f"chunks must be at most the {most} {what} of the clip, got {self.chunks}")
         general: Upscaler | None = None
         if self._fits_general():
             short = dataclasses.replace(
@@ -349,7 +353,7 @@ class VideoDelivery(Task):
         if self.division == "time":
             seconds = float(frames / footage.fps)
             count = self.chunks if self.segment_seconds is None else math.ceil(seconds / self.segment_seconds)
-            chunks = chunk_by_time(frames, patches, min(count, frames))
+            chunks = chunk_by_time(frames, patches, count)
         elif self.division == "random":
             chunks = chunk_randomly(len(pairs), self.chunks, training.seed)
         else:
