@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cli.conftest import Run
 from convatlas.data.video import read_video
@@ -42,12 +43,20 @@ def test_train_evaluate_and_predict(run: Run, clip: Path, tmp_path: Path):
     assert again.code == 0, again.err
 
 
-def test_compare(run: Run, clip: Path, tmp_path: Path):
+def test_compare_on_a_folder_of_pictures(run: Run, tmp_path: Path):
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        Image.fromarray(scene(number, (32, 48))).save(tmp_path / "frames" / f"{number}.png")
     ways = "{one: {model: espcn_x2, chunks: 1}, two: {model: espcn_x2, chunks: 2}}"
-    words = ["--division=time", "--start=scratch", "--plain_crfs=[]", "--data", clip, *WORDS]
+    words = ["--division=time", "--start=scratch", "--plain_crfs=[]", "--data", tmp_path / "frames", *WORDS]
     ended = run("compare", "video-delivery", "--models", ways, *words, "--out", tmp_path / "both", "--json")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["title"] == "Deliveries of clip.mp4"
+    report = json.loads(ended.out)
+    assert report["title"] == "Deliveries of frames"
+    parts = {part["title"]: part for section in report["sections"] for part in section["parts"] if "rows" in part}
+    rows = {row[0]: row for row in parts["Side by side"]["rows"]}
+    assert {name: row[2] for name, row in rows.items()} == {"one": 1, "two": 2}
+    assert rows["two"][6] > rows["one"][6]
     assert (tmp_path / "both" / "two" / "package" / "low.mp4").is_file()
 
 
