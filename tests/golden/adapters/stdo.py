@@ -47,7 +47,9 @@ def _chunking(case: Case) -> dict[str, Tensor]:
     case.only("T", "H", "W", "size_h", "size_w", "scale", "shave", "k")
     config = case.config
     grid = PatchGrid(config["size_h"], config["size_w"])
-    errors = patch_errors(case.inputs["sr_float"], case.inputs["hr_uint8"], grid, shave=config["shave"])
+    errors = patch_errors(
+        case.inputs["sr_float"], case.inputs["hr_uint8"], grid, shave=config.get("shave", config["scale"] + 4)
+    )
     labels = patch_psnr(errors)
     found = {"labels_psnr": labels, "patch_mse": errors, "psnr_whole": torch.tensor(whole_psnr(errors))}
     counts = config["k"] if isinstance(config["k"], list) else [config["k"]]
