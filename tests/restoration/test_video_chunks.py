@@ -137,7 +137,8 @@ def test_plain_patches_are_easier_than_detailed_ones(kind: Any):
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
 def test_chunks_are_complete_equal_and_rise(k: int):
     labels = np.random.default_rng(0).uniform(20, 50, 101)
-    index, thresholds = chunk_by_psnr(labels, k)
+    chunks = chunk_by_psnr(labels, k)
+    index, thresholds = chunks.index, chunks.thresholds
     sizes = np.bincount(index, minlength=k)
     assert sizes.sum() == 101
     assert sizes.max() - sizes.min() <= 1
@@ -149,9 +150,9 @@ def test_chunks_are_complete_equal_and_rise(k: int):
 
 
 def test_equal_labels_stay_together_and_strange_ones_find_a_chunk():
-    index, _ = chunk_by_psnr([30.0, 30.0, 30.0, 30.0, 40.0, 50.0], 3)
+    index = chunk_by_psnr([30.0, 30.0, 30.0, 30.0, 40.0, 50.0], 3).index
     assert index.tolist() == [0, 0, 0, 0, 2, 2]
-    index, _ = chunk_by_psnr([np.inf, 31.0, -2.0, np.nan, 32.0, 40.0], 2)
+    index = chunk_by_psnr([np.inf, 31.0, -2.0, np.nan, 32.0, 40.0], 2).index
     assert index.tolist() == [1, 0, 0, 0, 1, 1]
     assert chunk_by_psnr([np.inf] * 4, 2).index.tolist() == [0] * 4
 

@@ -328,7 +328,7 @@ def write_package(folder: str | Path, networks: Sequence[nn.Module], index: Inde
         OSError: a file cannot be written.
     """
     target = Path(folder)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for number, network in enumerate(networks):
         packed = pack_weights(merge(network).model.state_dict(), described.store)
         tensors |= {f"{number}.{name}": tensor.contiguous() for name, tensor in packed.items()}

@@ -199,7 +199,7 @@ def bytes_for(psnr: float, plain: Sequence[PlainVideo]) -> float | None:
     rising = sorted((video.psnr, math.log(video.bytes)) for video in plain)
     if not rising or not rising[0][0] <= psnr <= rising[-1][0]:
         return None
-    return math.exp(float(np.interp(psnr, *map(np.array, zip(*rising, strict=True)))))
+    return math.exp(float(np.interp(psnr, [each[0] for each in rising], [each[1] for each in rising])))
 
 
 def write_frame_quality(path: str | Path, quality: DeliveryQuality) -> None:

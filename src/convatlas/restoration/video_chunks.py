@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -226,7 +226,8 @@ def complexity(frame: Tensor, grid: PatchGrid, kind: Literal["variance", "dct"])
 # -- chunks ------------------------------------------------------------------------------------------------------------
 
 
-class Chunks(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Chunks:
     """The chunk of each patch, and what divides them.
 
     Attributes:
