@@ -307,8 +307,8 @@ def _section(results: Sequence[_Fitted]) -> Section:
         f"A clip of {FRAMES} frames of {SIZE[1]} x {SIZE[0]} pixels moves over two photographs, another way with each "
         f"seed; no loss by a codec. {EPOCHS} epochs of each fit after {GENERAL_EPOCHS} of the general network, batches "
         f"of {BATCH} of {FRAMES * len(GRID)} patches; JSTDO and the uniform fit have as many visits as each other. "
-        "A patch is visited as often in every way, so the network of a chunk makes a third of the steps that one for all "
-        "patches makes; in so short a training that weighs more than what the chunks have in common."
+        "A patch is visited as often in every way, so the network of a chunk makes a third of the steps that one for "
+        "all patches makes; in so short a training that weighs more than what the patches of a chunk have in common."
     )
     return Section("Quality", [*claims, table, bars, images, labels, note])
 
