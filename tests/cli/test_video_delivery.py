@@ -25,7 +25,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_train_evaluate_and_predict(run: Run, clip: Path, tmp_path: Path):
-    words = ["--general_epochs=1", "--plain_crfs=[30]", "--json", *WORDS]
+    words = ["--general_epochs=0", "--start=scratch", "--plain_crfs=[30]", "--json", *WORDS]
     ended = run("train", "video-delivery", "--data", clip, "--run", tmp_path / "run", *words)
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out)["title"] == "Delivery of clip.mp4 with espcn_x2"
