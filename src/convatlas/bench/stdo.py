@@ -36,6 +36,8 @@ BARS = [
 #: Patches of a frame and their height and width at low resolution, in a quick run and else.
 GRIDS = {True: (PatchGrid(2, 2), (54, 48)), False: (PatchGrid(4, 5), (54, 48))}
 CHUNKS = 2
+#: Patches that go through WDSR with its weights folded and not.
+FOLDED = (4, 3, 54, 48)
 
 
 def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
@@ -52,7 +54,7 @@ def run(*, threads: Sequence[int] | None = None, quick: bool = False) -> Report:
         # Other networks give other frames.
         Case(label, "play", partial(_networks, grid, size), group=DELIVERED, tolerance=math.inf),
         Case(label, "batch patches", partial(_batches, grid, size), tolerance=1 / 255),
-        Case("patches of 54 x 48", "fold weight norm", _folding, tolerance=1e-4),
+        Case(" x ".join(map(str, FOLDED)), "fold weight norm", _folding, tolerance=1e-4),
     ]
     note = (
         "Playing: ESPCN, two networks by patches, beside WDSR-16 with folded weights and beside one ESPCN on the whole "
@@ -107,5 +109,5 @@ def _batches(grid: PatchGrid, size: tuple[int, int], device: torch.device) -> di
 
 def _folding(device: torch.device) -> dict[str, Call]:
     model = create_model("wdsr_x2").to(device).eval()
-    x = torch.rand(4, 3, 54, 48, device=device)
+    x = torch.rand(FOLDED, device=device)
     return {"folded": forward(merge(model).model, x), "with weight norm": forward(model, x)}
