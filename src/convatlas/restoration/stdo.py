@@ -72,6 +72,7 @@ __all__ = ["VideoDelivery"]
 #: of 1080 x 1920 pixels at scale 2, 5 x 10 at scale 4, as the paper has them. Small frames get a few patches more.
 _PATCH, _LEAST_GRID = (54, 48), 4
 _GENERAL = "general"
+_MOST_CHUNKS = 256  # their numbers have 8 bits
 
 
 @dataclass(kw_only=True, eq=False)
@@ -146,8 +147,8 @@ class VideoDelivery(Task):
         for name, least in (("chunks", 1), ("general_epochs", 0), ("halo", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.chunks > 256:
-            raise ValueError(f"chunks must be at most 256, got {self.chunks}")
+        if self.chunks > _MOST_CHUNKS:
+            raise ValueError(f"chunks must be at most {_MOST_CHUNKS}, got {self.chunks}")
         if self.start not in ("general", "scratch"):
             raise ValueError(f"start must be 'general' or 'scratch', got {self.start!r}")
         if self.start == "general" and self.weights is None and not self.general_epochs:
@@ -360,9 +361,12 @@ class VideoDelivery(Task):
             labels = self._labels(run, pairs, general)
             chunks = chunk_by_psnr(labels, self.chunks)
         _, index = np.unique(chunks.index, return_inverse=True)  # equal labels may leave a chunk empty
+        if int(index.max()) > _MOST_CHUNKS - 1:
+            raise DataError(f"there must be at most {_MOST_CHUNKS} chunks, got {int(index.max()) + 1}")
         chunks = Chunks(index.astype(np.int64), chunks.thresholds)
         self._write_array(run.folder / "assignment.npy", index.reshape(frames, pairs.grid.rows, -1).astype(np.uint8))
-        write_text(run.folder / "thresholds.json", json.dumps([float(value) for value in chunks.thresholds]) + "\n")
+        bounds = [float(value) if np.isfinite(value) else str(value) for value in chunks.thresholds]
+        write_text(run.folder / "thresholds.json", json.dumps(bounds) + "\n")
         return chunks, labels, general if self.start == "general" else None
 
     def _labels(self, run: Run, pairs: FramePairs, general: Upscaler | None) -> np.ndarray[Any, Any]:
