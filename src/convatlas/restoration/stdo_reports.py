@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 _SHOWN = 96
 #: Seconds that a network of NAS serves.
 _SEGMENT = 5.0
+_JOINED = "Up and to the left is better. Joined: the clip itself, encoded plainly."
 _PANEL = "bicubic, networks, truth, error of the networks times 4"
 
 
@@ -165,7 +166,7 @@ def comparison_report(
     first = next(iter(tasks.values()))
     points |= _plain_points(plain, _seconds(first, footage))
     scatter = Scatter(
-        "Quality for bytes", "kB a second", "PSNR [dB]", points, True, "Up and to the left is better.", ranked[:1]
+        "Quality for bytes", "kB a second", "PSNR [dB]", points, True, _JOINED, tuple(_plain_points(plain, 1.0))
     )
     frames = Lines(
         "PSNR of each frame",
@@ -245,8 +246,8 @@ def _delivery_parts(
         "PSNR [dB]",
         points,
         True,
-        "Up and to the left is better. Joined: the clip itself, encoded plainly.",
-        tuple(name for name in points if name.startswith("rate factor")),
+        _JOINED,
+        tuple(_plain_points(plain, seconds)),
     )
     bars = Bars(
         "What the bytes are for",
