@@ -52,6 +52,7 @@ TASKS: dict[str, str] = {
     "sequences": "recognition.sequences:SequenceRecognition",
     "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",
+    "video-delivery": "restoration.stdo:VideoDelivery",
     "waves": "physics.wave:Waves",
 }
 

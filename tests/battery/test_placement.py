@@ -71,6 +71,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ("fno", "oformer", "t1_navier_stokes", "t1_fno_navier_stokes"),
         "it has no convolution of several taps",
     ),
+    (_CONV_LIKE, ("wdsr_x2",), "its convolutions have weight normalisation, which another layer would lose"),
     (_CONV_LIKE, ("B_6-Wi_512",), "its only convolution is a linear layer on the whole image"),
     (
         _CONV_LIKE,

@@ -43,6 +43,7 @@ from convatlas.bench import (
     simplex_fourier,
     spark,
     sparse,
+    stdo,
     tract,
     transform_once,
     tvconv,
@@ -51,6 +52,7 @@ from convatlas.bench import (
 from convatlas.networks.registry import create_model
 from convatlas.ops.im2win import ConvLayer
 from convatlas.report import Report
+from convatlas.restoration.video_chunks import PatchGrid
 
 TINY = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3, "preprocess": {"size": 64}}
 
@@ -120,6 +122,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         spark, "create_model", lambda name, **options: create_model(name, depths=(1, 1), **options, **thin[name])
     )
     monkeypatch.setattr(spark, "SIDES", (64, 64))
+    grids = {quick: (PatchGrid(1, 2), (6, 5)) for quick in (True, False)}
+    monkeypatch.setattr(stdo, "GRIDS", grids)
+    monkeypatch.setattr(stdo, "FOLDED", (1, 3, 6, 5))
+    shallow = {"wdsr_x2": {"depth": 1, "dim": 4}, "espcn_x2": {"channels": 4}}
+    monkeypatch.setattr(stdo, "create_model", lambda name, **options: create_model(name, **options, **shallow[name]))
     monkeypatch.setattr(sparse, "SIZES", ((8, 3, 0.2), (6, 2, 0.3)))
     monkeypatch.setattr(spark, "BATCH", 1)
     monkeypatch.setattr(decamouflage, "SIZES", ((24, 28), (20, 23)))

@@ -159,6 +159,9 @@ def make_luma(root: Path) -> Path:
         (make_npz, {"colour": "rgb"}, {"train": 4, "val": 1, "test": 1}),
         (make_luma, {}, {"train": 4, "val": 1, "test": 1}),
         (make_folder, {"model": "srcnn_915_x2", "options": {"dims": [4, 4]}}, {"train": 5, "val": 1, "test": 2}),
+        (make_folder, {"model": "vdsr_x2", "options": {"depth": 3, "dim": 4}}, None),
+        (make_folder, {"model": "edsr_baseline_x2", "options": {"depth": 1, "dim": 4}, "colour": "rgb"}, None),
+        (make_folder, {"model": "wdsr_x2", "options": {"depth": 1, "dim": 4}, "colour": "rgb"}, None),
     ],
     ids=lambda value: value.__name__[5:] if callable(value) else None,
 )

@@ -111,6 +111,20 @@ def test_repeats_stand_side_by_side_with_seeds_of_their_own():
     assert ranks[0] == ranks[1] == ranks[2] == order[::3]
 
 
+def test_an_order_of_ones_own_is_followed_and_resumed():
+    def order(number: int, generator: torch.Generator) -> torch.Tensor:
+        return number + 10 * torch.randperm(6, generator=generator)
+
+    def batches(start: int) -> Batches:
+        sampler = EpochSampler(6, 2, seed=0, order=order)
+        sampler.start_at(3, start)
+        return list(sampler)
+
+    assert sorted(indices(batches(0))) == [3, 13, 23, 33, 43, 53]
+    assert batches(2) == batches(0)[2:]
+    assert len({seed for batch in batches(0) for _, seed in batch}) == 6
+
+
 def test_no_batch_at_all_is_refused():
     with pytest.raises(ValueError, match="0 samples are too few for a batch of 4 on each of 1 devices"):
         EpochSampler(0, 4, 0)

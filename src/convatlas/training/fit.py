@@ -311,6 +311,7 @@ class _Module(L.LightningModule):
             world_size=self.trainer.world_size,
             drop_last=self.training_settings.drop_last,
             repeats=self.training_settings.repeated_augmentation,
+            order=getattr(self.shared.task.train_set, "order", None),
         )
 
     def _val_sampler(self) -> ShareSampler:

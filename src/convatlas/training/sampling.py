@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 __all__ = [
@@ -35,6 +36,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         drop_last: leave out the last batch of an epoch when it is smaller than the others.
         repeats: how often each sample of an epoch comes in it, with a seed of its own each time and with several
             devices on different ones; an epoch then has as many samples, of which so many times fewer are different.
+        order: of an epoch and a generator, the indices of that epoch, ``length`` of them; a permutation when left out.
 
     Raises:
         ValueError: there would be no batch.
@@ -50,8 +52,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         drop_last: bool = False,
         repeats: int = 1,
+        order: Callable[[int, torch.Generator], Tensor] | None = None,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.order = length, batch_size, seed, order
         self.rank, self.world_size, self.drop_last, self.repeats = rank, world_size, drop_last, repeats
         self._epoch = 0
         self._skip = (0, 0)
@@ -79,7 +82,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self._epoch))
-        order = torch.randperm(self.length, generator=generator).repeat_interleave(self.repeats)
+        if self.order is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = self.order(self._epoch, generator)
+        order = order.repeat_interleave(self.repeats)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         share = -(-self.length // self.world_size)
         positions = torch.arange(share * self.world_size)[self.rank :: self.world_size] % self.length

@@ -123,7 +123,8 @@ class GradientTask(Task):
     placed: str = ""
 
     network: nn.Module
-    #: Items are read by (index, seed) pairs.
+    #: Items are read by (index, seed) pairs. A method ``order(epoch, generator)``, where there is one, gives the
+    #: indices of an epoch, as many as the set's length says.
     train_set: Dataset[Any]
     #: Items are read by index.
     val_set: Dataset[Any]
