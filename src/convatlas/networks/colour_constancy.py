@@ -278,8 +278,8 @@ class _HistogramConfig(NetworkConfig):
         frames: whose histograms it takes; each frame has one of its colours and one of its gradients.
         boundary: of c5: largest log-chroma.
         bin_size, start: of ffcc: extent of a bin, and log-chroma of the first.
-        around: of ffcc: which of the places that are the same on the torus is taken, the one nearest to ``gray``, or to
-            the mean colour of the image, ``gray_world``.
+        around: of ffcc: which of the places that are the same on the torus is taken, the one nearest to neutral ``gray``,
+            to the ``centre`` of the range, or to the mean colour of the image, ``gray_world``.
         epsilon: of ffcc: least variance of an estimate, in square bins.
         init_std: standard deviation of fresh weights; 0 begins with an even heat map.
 
@@ -293,7 +293,7 @@ class _HistogramConfig(NetworkConfig):
     boundary: float = BOUNDARY
     bin_size: float = 1 / 32
     start: tuple[float, float] = (-1.0, -1.0)
-    around: Literal["gray", "gray_world"] = "gray"
+    around: Literal["centre", "gray", "gray_world"] = "centre"
     epsilon: float = 1.0
     init_std: float = 0.0
 
@@ -302,14 +302,14 @@ class _HistogramConfig(NetworkConfig):
         for name, value, known in (
             ("form", self.form, ("c5", "ffcc")),
             ("frames", self.frames, get_args(Frames)),
-            ("around", self.around, ("gray", "gray_world")),
+            ("around", self.around, ("centre", "gray", "gray_world")),
         ):
             if value not in known:
                 raise unknown(name, str(value), known)
         if self.form == "ffcc" and self.bins & (self.bins - 1):
             raise ValueError(f"bins must be a power of two in the form ffcc, got {self.bins}")
-        if self.form == "c5" and self.around != "gray":
-            raise ValueError(f"around must be 'gray' in the form c5, which does not wrap, got {self.around!r}")
+        if self.form == "c5" and self.around != "centre":
+            raise ValueError(f"around must be 'centre' in the form c5, which does not wrap, got {self.around!r}")
         for name in ("boundary", "bin_size", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -421,7 +421,10 @@ class _HistogramNetwork(IlluminantNetwork):
             covariance = found.covariance.flip(-2, -1) * found.covariance.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
         else:
             step, covariance = config.bin_size, found.covariance
-            uv = dealias(found.mean * step + found.mean.new_tensor(config.start), bins, step, gray)
+            start = found.mean.new_tensor(config.start)
+            if config.around == "centre":
+                gray = start + bins / 2 * step
+            uv = dealias(start + found.mean * step, bins, step, gray)
         sure = confidence(found.covariance, config.epsilon)
         rgb = log_chroma_to_rgb(uv).to(histograms.dtype)
         return HeatMap(rgb, uv, heat, response, bias, gate, covariance * step**2, sure)
@@ -463,7 +466,7 @@ class CCC(_HistogramNetwork):
 
         Args:
             histograms: (B, C, n, n).
-            gray: log-chroma (B, 2) near which the light is sought on the torus; neutral grey when left out.
+            gray: log-chroma (B, 2) near which the light is sought on the torus, with ``around`` gray_world.
 
         Raises:
             ValueError: the histograms have another size.
@@ -513,7 +516,7 @@ class ECCC(_HistogramNetwork):
         Args:
             histograms: (B, C, n, n).
             feature: (B, d).
-            gray: log-chroma (B, 2) near which the light is sought on the torus; neutral grey when left out.
+            gray: log-chroma (B, 2) near which the light is sought on the torus, with ``around`` gray_world.
 
         Raises:
             ValueError: the histograms or the feature have another size.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.data import Dataset
@@ -42,6 +43,8 @@ Array = npt.NDArray[Any]
 _FULL = 0.98
 #: Steps of L-BFGS by cross-entropy, then by likelihood.
 _STEPS = (16, 64)
+#: Parameters that are searched for in the preconditioned domain.
+_MAPS = ("filters", "biases")
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,44 +278,61 @@ def fit_lbfgs(
     listed = list(samples)
     if not listed:
         raise ValueError("samples must hold at least one, got none")
-    weight = network.filters
+    # The line search compares losses that differ by little, hence double precision.
+    like = torch.zeros((), dtype=torch.float64, device=network.filters.device)
     batch = collate_described(listed)
-    inputs = [part.to(weight) for part in batch["inputs"]]
-    rgb = batch["rgb"].to(weight)
+    inputs = [part.to(like) for part in batch["inputs"]]
+    rgb = batch["rgb"].to(like)
     feature, gray = _parts(network, inputs)
     target = bilinear_target(rgb_to_log_chroma(rgb), config.bins, config.bin_size, config.start)
-    others = {name: each.detach().clone() for name, each in network.named_parameters()}
-    maps = {name: torch.zeros_like(others.pop(name)) for name in ("filters", "biases")}
-    free = [each.requires_grad_() for each in (*maps.values(), *others.values())]
+    free = {name: torch.zeros_like(each, dtype=like.dtype) for name, each in network.named_parameters()}
+    for name, each in network.named_parameters():
+        if name not in _MAPS:
+            free[name] = each.detach().to(like).clone()
+    scored, shapes = _Scored(network), [each.shape for each in free.values()]
 
-    def weights() -> dict[str, Tensor]:
-        smooth = {name: precondition(each, settings.rough, settings.large) for name, each in maps.items()}
-        return {**smooth, **others}
+    def weights(values: Sequence[Tensor]) -> dict[str, Tensor]:
+        named = zip(free, values, strict=True)
+        return {
+            name: precondition(each, settings.rough, settings.large) if name in _MAPS else each for name, each in named
+        }
 
-    def loss(likelihood: bool) -> Tensor:
-        found = functional_call(_Scored(network), {f"network.{k}": v for k, v in weights().items()}, (inputs[0], feature))
-        cost = 0.5 * torch.stack([each.square().sum() for each in maps.values()]).sum()
-        cost = cost + 0.5 * settings.large * sum((each.square().sum() for each in others.values()), torch.zeros(()))
-        if not likelihood:
-            return -(target * found[0].flatten(1).log_softmax(1).view_as(target)).sum((1, 2)).mean() + cost
-        uv, covariance = found[1], found[2]
-        return _likelihood(network, uv, covariance, rgb) + cost
+    def loss(values: Sequence[Tensor], likelihood: bool) -> Tensor:
+        at = {f"network.{name}": each for name, each in weights(values).items()}
+        scores, uv, covariance = functional_call(scored, at, (inputs[0], feature, gray))
+        cost = [
+            (0.5 if name in _MAPS else 0.5 * settings.large) * each.square().sum()
+            for name, each in zip(free, values, strict=True)
+        ]
+        if likelihood:
+            return _likelihood(network, uv, covariance, rgb) + torch.stack(cost).sum()
+        chosen = target * scores.flatten(1).log_softmax(1).view_as(target)
+        return torch.stack(cost).sum() - chosen.sum((1, 2)).mean()
 
+    def parted(flat: Array) -> list[Tensor]:
+        pieces = torch.from_numpy(flat).to(like).split([shape.numel() for shape in shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def measured(flat: Array, likelihood: bool) -> tuple[float, Array]:
+        values = [each.clone().requires_grad_() for each in parted(flat)]
+        value = loss(values, likelihood)
+        gradients = torch.autograd.grad(value, values)
+        return float(value.detach()), torch.cat([each.flatten() for each in gradients]).cpu().numpy()
+
+    place = torch.cat([each.flatten() for each in free.values()]).cpu().numpy()
     for likelihood, count in zip((False, True), steps, strict=True):
-        search = torch.optim.LBFGS(free, max_iter=1, history_size=count or 1, line_search_fn="strong_wolfe")
-        for _ in range(count):
-            start = time.perf_counter()
+        start = time.perf_counter()
 
-            def closure(likelihood: bool = likelihood) -> Tensor:
-                search.zero_grad()
-                value = loss(likelihood)
-                value.backward()
-                return value
+        def step(intermediate_result: Any) -> None:
+            nonlocal start
+            now = time.perf_counter()
+            told({"train_loss": float(intermediate_result.fun), "seconds": now - start})
+            start = now
 
-            value = float(search.step(closure))  # type: ignore[arg-type]
-            told({"train_loss": value, "seconds": time.perf_counter() - start})
+        options = {"maxiter": count, "maxcor": max(1, count)}
+        place = minimize(measured, place, (likelihood,), "L-BFGS-B", jac=True, callback=step, options=options).x
     with torch.no_grad():
-        found = weights()
+        found = weights(parted(place))
         for name, parameter in network.named_parameters():
             parameter.copy_(found[name])
 
@@ -324,7 +344,9 @@ class _Scored(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, histograms: Tensor, feature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, histograms: Tensor, feature: Tensor | None, gray: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Heat maps before the softmax (B, n, n), log-chroma (B, 2), covariance (B, 2, 2)."""
-        found = self.network.heat_map(histograms, feature)
+        found = self.network.heat_map(histograms, feature, gray)
         return found.response + found.bias, found.uv, found.covariance
