@@ -18,7 +18,15 @@ from convatlas.data.exposure_pairs import ExposureSet
 from convatlas.data.image_files import Unreadable
 from convatlas.data.images import Skipped
 from convatlas.files import write_text
-from convatlas.networks.colour_constancy import CCC, ECCC, Committee, DualExposureEnsemble, IlluminantNetwork
+from convatlas.networks.colour_constancy import (
+    CCC,
+    ECCC,
+    CCCConfig,
+    Committee,
+    DualExposureEnsemble,
+    ECCCConfig,
+    IlluminantNetwork,
+)
 from convatlas.ops.colour import linear_to_srgb
 from convatlas.ops.heat_maps import Gaussian
 from convatlas.ops.illuminant import STATISTICAL, angular_error, reproduction_error
@@ -52,15 +60,18 @@ class Estimate:
 
     Attributes:
         rgb: colour (3,), of unit length.
-        seen: log-chroma and covariance, (2,) and (2, 2); the covariance is None where the network tells none.
-        confidence: from 0 to 1, or None.
+        seen: log-chroma and covariance, (2,) and (2, 2); the covariance is None where the network did not learn one:
+            only the form ffcc is trained to tell how sure it is.
+        confidence: from 0 to 1, or None as the covariance.
         heat: probabilities (n, n), or None.
+        config: of the network that gave them.
     """
 
     rgb: Tensor
     seen: tuple[Tensor, Tensor | None]
     confidence: float | None = None
     heat: Tensor | None = None
+    config: CCCConfig | ECCCConfig | None = None
 
     def gaussian(self, spread: float) -> Gaussian:
         """Log-chroma with its covariance, or with a variance of ``spread`` on both axes where there is none."""
@@ -127,13 +138,16 @@ def estimate(network: IlluminantNetwork, scene: Scene) -> Estimate:
     feature = parts[1] if isinstance(member, ECCC) else None
     rest = parts[1 + isinstance(member, ECCC) :]
     found = member.heat_map(parts[0], feature, rest[0] if rest else None)
-    return Estimate(rgb, (uv, found.covariance[0].double().cpu()), float(found.confidence[0]), found.heat[0].cpu())
+    if member.config.form == "c5" or member is not network:
+        return Estimate(rgb, (uv, None), None, found.heat[0].cpu(), member.config)
+    seen = uv, found.covariance[0].double().cpu()
+    return Estimate(rgb, seen, float(found.confidence[0]), found.heat[0].cpu(), member.config)
 
 
 def _histogram_member(
     network: IlluminantNetwork, inputs: Sequence[Tensor]
 ) -> tuple[CCC | ECCC, Sequence[Tensor]] | None:
-    """The first network with a heat map, which tells how sure an estimate is, and its inputs."""
+    """The first network with a heat map, and its inputs."""
     if isinstance(network, CCC | ECCC):
         return network, inputs
     if isinstance(network, DualExposureEnsemble | Committee):

@@ -53,7 +53,7 @@ class BalancedScene:
         name: of the scene.
         rgb: colour of the light (3,), smoothed if asked for.
         found: what the network tells of this frame alone.
-        deviation: standard deviations of u and v, or None.
+        deviation: standard deviations of u and v: the network's own, or those of its errors on validation scenes.
         paths: of the pictures, relative to the output folder: linear, to be looked at.
         size: height and width.
         seconds: from reading to writing.
@@ -63,7 +63,7 @@ class BalancedScene:
     name: str
     rgb: Tensor
     found: Estimate
-    deviation: tuple[float, float] | None
+    deviation: tuple[float, float]
     paths: tuple[str, str]
     size: tuple[int, int]
     seconds: float
@@ -107,13 +107,12 @@ def balance_files(
                 sequence = PurePosixPath(entry.name).parent.as_posix()
                 gaussian = states[sequence] = kalman_step(states.get(sequence), gaussian, task.drift)
                 rgb = log_chroma_to_rgb(gaussian.mean).float()
-            known = seen.seen[1] is not None or task.drift is not None
-            deviation = gaussian.covariance.diagonal().sqrt().tolist() if known else None
+            deviation = gaussian.covariance.diagonal().sqrt().tolist()
             paths = _write(folder, entry.name, pair, rgb, taken)
             step = max(1, -(-max(pair.long.size) // _SHOWN))
             small = torch.from_numpy(pair.long.reduced(-(-max(pair.long.size) // step))).permute(2, 0, 1)
             shown, seconds = (view(small, None), view(small, rgb)), time.perf_counter() - started
-            spread = None if deviation is None else (deviation[0], deviation[1])
+            spread = deviation[0], deviation[1]
             done.append(BalancedScene(entry.name, rgb, seen, spread, paths, pair.long.size, seconds, shown))
             advance()
     if not done:
@@ -161,7 +160,7 @@ def _write_table(path: Path, done: Sequence[BalancedScene]) -> None:
     writer.writerow([*names, "linear", "view"])
     for each in done:
         gains = (each.rgb[1] / each.rgb).tolist()
-        numbers: list[float | None] = [*each.rgb.tolist(), *gains, *(each.deviation or (None, None))]
+        numbers: list[float | None] = [*each.rgb.tolist(), *gains, *each.deviation]
         numbers.append(each.found.confidence)
         writer.writerow([printable(each.name), *("" if v is None else f"{v:.6f}" for v in numbers), *each.paths])
     write_text(path, text.getvalue())

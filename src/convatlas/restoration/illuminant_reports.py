@@ -19,7 +19,7 @@ from convatlas.ops.illuminant import angular_error, error_statistics, reproducti
 from convatlas.ops.log_chroma import rgb_to_log_chroma
 from convatlas.report import Bars, Cell, Files, Images, Lines, Note, Part, Report, Section, Table
 from convatlas.restoration.comparison import MOST_PICTURES, row_of
-from convatlas.restoration.illuminant_evaluation import MeasuredScene, errors_of, view, write_errors
+from convatlas.restoration.illuminant_evaluation import Estimate, MeasuredScene, errors_of, view, write_errors
 from convatlas.restoration.illuminant_files import BalancedScene
 from convatlas.training.comparison import comparison_report, cost_table
 from convatlas.training.left_out import skipped_sections
@@ -43,6 +43,8 @@ Array = npt.NDArray[Any]
 _MOST_ROWS = 100
 #: Side of a map of log-chroma, and what it shows at least of u and v.
 _SIDE, _MARGIN = 420, 0.1
+#: How many times as large heat maps are drawn.
+_ZOOM = 6
 _TRUE, _FOUND = (30, 120, 60), (200, 40, 40)
 
 
@@ -161,10 +163,12 @@ def prediction_report(
     rows: list[list[Cell]] = []
     for each in done[:_MOST_ROWS]:
         size = f"{each.size[1]} x {each.size[0]}"
-        sure = None if each.deviation is None else max(each.deviation)
-        rows.append([each.name, size, *each.rgb.tolist(), sure, each.found.confidence, each.seconds])
-    columns = ["scene", "size", "r", "g", "b", "deviation of u, v", "confidence", "time [s]"]
-    caption = "The light has unit length; gains stand in illuminants.csv."
+        rows.append([each.name, size, *each.rgb.tolist(), max(each.deviation), each.seconds])
+    columns = ["scene", "size", "r", "g", "b", "deviation", "time [s]"]
+    caption = (
+        "The light has unit length; its gains stand in illuminants.csv. Deviation: the larger standard deviation of u and v, "
+        "told by networks of the form ffcc themselves and by others through their errors on validation scenes."
+    )
     if len(done) > _MOST_ROWS:
         caption += f" The first {_MOST_ROWS} of {len(done)}."
     parts: list[Part] = [Table("Light", columns, rows, caption)]
@@ -172,10 +176,7 @@ def prediction_report(
         parts.append(_frames(done))
     shown = [(row_of(each.shown), f"{each.name}: as taken, white-balanced") for each in done[:MOST_PICTURES]]
     parts.append(Images("Pictures", shown, "Reduced, and encoded as sRGB to be looked at."))
-    heated = [each for each in done if each.found.heat is not None][:MOST_PICTURES]
-    if heated:
-        maps = [(_heat(each.found.heat), each.name) for each in heated if each.found.heat is not None]
-        parts.append(Images("Where the light may be", maps, _heat_caption(task)))
+    parts += _heat_maps([(each.name, each.found, None) for each in done[:MOST_PICTURES]])
     links = {each.name: each.paths[0] for each in done[:_MOST_ROWS]}
     parts.append(Files("In this folder", {"all numbers": "illuminants.csv", **links}))
     scenes = "1 scene" if len(done) == 1 else f"{len(done)} scenes"
@@ -202,23 +203,17 @@ def _quality(task: IlluminantEstimation, measured: Sequence[MeasuredScene]) -> l
     own = errors[task.model][0].tolist()
     rows: list[list[Cell]] = []
     for error, each in sorted(zip(own, measured, strict=True), key=lambda pair: -pair[0])[:_MOST_ROWS]:
-        sure = each.found.confidence
-        rows.append([each.name, error, *(f"{value:.3f}" for value in each.rgb[task.model].tolist()), sure])
+        rows.append([each.name, error, *each.rgb[task.model].tolist(), *each.truth.tolist()])
     caption = "From the worst down; errors.csv has all."
-    table = Table("Each scene", ["scene", "error [deg]", "r", "g", "b", "confidence"], rows, caption)
+    columns = ["scene", "error [deg]", "r", "g", "b", "true r", "true g", "true b"]
+    table = Table("Each scene", columns, rows, caption)
     worst = _worst_first(measured, task.model)
     panels = [(_panel(each, task.model), f"{each.name}: {_error(each, task.model):.2f} degrees") for each in worst]
     pictures: list[Part] = [
         Images("The worst scenes", panels, "From left to right: as taken, white-balanced by the estimate, by the truth."),
         Images("Log-chroma", [(_chroma_map(measured, task.model), "u to the right, v upwards")], _map_caption()),
     ]
-    maps = [
-        (_heat(each.found.heat), f"{each.name}: {_error(each, task.model):.2f} degrees")
-        for each in worst
-        if each.found.heat is not None
-    ]
-    if maps:
-        pictures.append(Images("Where the light may be", maps, _heat_caption(task)))
+    pictures += _heat_maps([(caption, each.found, each.truth) for (_, caption), each in zip(panels, worst, strict=True)])
     return [Section("Errors on held-out scenes", [*_tables(errors), table]), Section("Pictures", pictures)]
 
 
@@ -275,7 +270,7 @@ def _panel(each: MeasuredScene, name: str) -> Array:
 
 
 def _map_caption() -> str:
-    return "A line from the true light (ring) to the estimate (point) of each scene; dots in their own colours."
+    return "A line from the true light (green ring) to the estimate (red point) of each scene."
 
 
 def _chroma_map(measured: Sequence[MeasuredScene], name: str) -> Array:
@@ -302,15 +297,38 @@ def _chroma_map(measured: Sequence[MeasuredScene], name: str) -> Array:
     return np.asarray(image)
 
 
-def _heat(heat: Tensor) -> Array:
+def _heat_maps(found: Sequence[tuple[str, Estimate, Tensor | None]]) -> list[Part]:
+    """Heat maps of scenes with their captions and true lights, as far as there are any."""
+    maps = [(_heat(each, truth), caption) for caption, each, truth in found if each.heat is not None]
+    if not maps:
+        return []
+    torus = any(each.config is not None and each.config.form == "ffcc" for _, each, _ in found)
+    axes = "u downwards, v to the right" if torus else "u to the right, v upwards"
+    caption = f"Probability of each log-chroma, the root of it, dark is likely; red the estimate, green the truth; {axes}."
+    return [Images("Where the light may be", maps, caption)]
+
+
+def _heat(found: Estimate, truth: Tensor | None) -> Array:
     """Probabilities as grey: the root over that of the largest, so that what is unlikely is seen as well."""
-    root = heat.float().sqrt()
-    return (255 - 255 * root / root.max()).round().to(torch.uint8).numpy()
-
-
-def _heat_caption(task: IlluminantEstimation) -> str:
-    axes = "u to the right, v upwards" if "ffcc" not in task.model else "u downwards, v to the right"
-    return f"Probability of each log-chroma, the root of it, dark is likely; {axes}."
+    if found.heat is None or found.config is None:
+        raise ValueError("found must have a heat map, got None")
+    root, bins = found.heat.float().sqrt(), found.config.bins
+    grey = (255 - 255 * root / root.max()).round().to(torch.uint8).numpy()
+    pixels = np.repeat(np.kron(grey, np.ones((_ZOOM, _ZOOM), np.uint8))[..., None], 3, 2)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    for rgb, colour in ((found.rgb, _FOUND), (truth, _TRUE)):
+        if rgb is None:
+            continue
+        uv = rgb_to_log_chroma(rgb.double().clamp(min=1e-6))
+        if found.config.form == "ffcc":
+            row, column = ((uv - torch.tensor(found.config.start)) / found.config.bin_size).remainder(bins).tolist()
+        else:
+            right, up = (uv * bins / (2 * found.config.boundary)).tolist()
+            row, column = (bins - 1) / 2 - up, (bins - 1) / 2 + right
+        x, y = (_ZOOM * (place + 0.5) for place in (column, row))
+        draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=colour, width=2)
+    return np.asarray(image)
 
 
 def _learned(task: IlluminantEstimation) -> list[Section]:
