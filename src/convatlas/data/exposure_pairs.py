@@ -181,7 +181,8 @@ def _folder(folder: Path, root: Path, levels: Levels, camera: Camera) -> Exposur
     frames = _frames(folder, root, levels, camera)
     if not frames.entries:
         raise DataError(
-            f"{folder} holds no scenes: expected folders with 'long' and 'short', or frames with the colour of the light"
+            f"{folder} holds no scenes: expected folders with 'long' and 'short', or frames with the colour of "
+            "their light"
         )
     return frames
 
@@ -297,7 +298,9 @@ def _ratio(meta: Mapping[str, Any], name: str) -> float | None:
         else:
             return None
     except (TypeError, ValueError, ZeroDivisionError):
-        raise Unreadable(name, f"exposure_times must be two numbers above 0, got {meta.get('exposure_times')}") from None
+        raise Unreadable(
+            name, f"exposure_times must be two numbers above 0, got {meta.get('exposure_times')}"
+        ) from None
     if not 1 < ratio < math.inf:
         raise Unreadable(name, f"the long exposure must be longer than the short one, got a ratio of {ratio:g}")
     return ratio

@@ -1,4 +1,4 @@
-"""Linear images as a camera's sensor gives them: 16-bit PNG and TIFF, floating-point TIFF, NumPy files; black and white.
+"""Linear images as a camera's sensor gives them: 16-bit PNG and TIFF, floating-point TIFF, NumPy files; levels.
 
 A file is kept as it is stored; it becomes numbers in [0, 1] by rows, so that a large one never takes the space of all
 its pixels in floating point.

@@ -1,8 +1,8 @@
 """Heat maps of log-chroma: how smooth filters are, where the mass lies, how sure that is, and targets to learn them by.
 
-Barron, Tsai: "Fast Fourier Color Constancy", CVPR 2017, arXiv 1611.07596, sections 3 to 5 and the supplement (read-out by
-a bivariate von Mises distribution, both losses, preconditioned weights, smoothing over frames). Smoothness by Sobel filters:
-Afifi et al., "Cross-Camera Convolutional Color Constancy", ICCV 2021, arXiv 2011.11890.
+Barron, Tsai: "Fast Fourier Color Constancy", CVPR 2017, arXiv 1611.07596, sections 3 to 5 and the supplement (read-out
+by a bivariate von Mises distribution, both losses, preconditioned weights, smoothing over frames). Afifi et al.,
+"Cross-Camera Convolutional Color Constancy", ICCV 2021, arXiv 2011.11890 (smoothness by Sobel filters).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The colour of the light: what two exposures tell of it, estimates by statistics of one image, errors, white balance.
 
-Afifi, Hu, Liang: "Optimizing Illuminant Estimation in Dual-Exposure HDR Imaging", ECCV 2024, arXiv 2403.02449. Images are
-linear, in the camera's own colours, with the black level taken off, in [0, 1].
+Afifi, Hu, Liang: "Optimizing Illuminant Estimation in Dual-Exposure HDR Imaging", ECCV 2024, arXiv 2403.02449. Images
+are linear, in the camera's own colours, with the black level taken off, in [0, 1].
 
 The paper's formula of the dual-exposure feature is not public. The one here is this library's own: it is 0 where both
 exposures are scaled copies of each other, and it has the size that the published numbers of parameters ask for.
@@ -296,7 +296,7 @@ def angular_error(predicted: Tensor, truth: Tensor, form: Literal["exact", "shru
 
 
 def reproduction_error(predicted: Tensor, truth: Tensor) -> Tensor:
-    """The angle in degrees between white and what a white surface becomes when predicted light is taken for the true one.
+    """The angle in degrees between white and what a white surface becomes when it is corrected by the predicted light.
 
     (Finlayson, Zakizadeh, Gijsenij, "The reproduction angular error", 2017.)
 

@@ -1,8 +1,8 @@
-"""Histograms of the colours of an image, as convolutional colour constancy sees them: log-chroma, gradients, both forms.
+"""Histograms of the colours of an image, as convolutional colour constancy sees them: log-chroma, gradients.
 
-Barron: "Convolutional Color Constancy", ICCV 2015, arXiv 1507.00410 (CCC). Barron, Tsai: "Fast Fourier Color Constancy",
-CVPR 2017, arXiv 1611.07596 (FFCC). Afifi, Barron, LeGendre, Tsai, Bleibel: "Cross-Camera Convolutional Color
-Constancy", ICCV 2021, arXiv 2011.11890 (C5).
+Barron: "Convolutional Color Constancy", ICCV 2015, arXiv 1507.00410 (CCC). Barron, Tsai: "Fast Fourier Color
+Constancy", CVPR 2017, arXiv 1611.07596 (FFCC). Afifi, Barron, LeGendre, Tsai, Bleibel: "Cross-Camera Convolutional
+Color Constancy", ICCV 2021, arXiv 2011.11890 (C5).
 
 A tint of the light moves a histogram of log-chroma as a whole, so that finding the light is finding a place.
 """
@@ -132,9 +132,9 @@ def log_chroma_histogram(
 ) -> Tensor:
     """The square root of the normalised histogram of log-chroma, as C5 has it.
 
-    A pixel adds its intensity, the length of its colour, to every bin (row i, column j) with 0 < abs(v - A_v(i)) <= step
-    and 0 < abs(u - A_u(j)) <= step, mostly four of them. A_u rises along the columns, A_v falls along the rows. A pixel
-    that hits a centre exactly is not counted in that bin, and one whose channels sum up to at most 1e-9 nowhere.
+    A pixel adds its intensity, the length of its colour, to every bin (row i, column j) with 0 < abs(v - A_v(i)) <=
+    step and 0 < abs(u - A_u(j)) <= step, mostly four of them. A_u rises along the columns, A_v falls along the rows. A
+    pixel that hits a centre exactly is not counted in that bin, and one whose channels sum up to at most 1e-9 nowhere.
 
     Args:
         x: linear images (B, 3, H, W) from 0 on, floating point; computed in float32 at least.
@@ -246,8 +246,8 @@ def wrapped_log_chroma_histogram(
 ) -> Tensor:
     """The histogram of log-chroma on a torus, as FFCC has it: each pixel counts 1, shared out among four bins.
 
-    u runs along the rows and v along the columns; what lies beyond the range comes in again at the other side. Pixels of
-    which a channel is below 1/256 do not count.
+    u runs along the rows and v along the columns; what lies beyond the range comes in again at the other side. Pixels
+    of which a channel is below 1/256 do not count.
 
     Args:
         x: linear images (B, 3, H, W) from 0 on, floating point; computed in float32 at least.

@@ -1,4 +1,4 @@
-"""The illuminant task: the colour of the light from long and short exposures, by networks of a few thousand parameters."""
+"""The illuminant task: the colour of the light from long and short exposures, by very small networks."""
 
 # No postponed annotations here: the command line is built from the real types of the fields.
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from convatlas.data.exposure_pairs import ExposureSet, read_exposure_pairs
 from convatlas.data.images import Skipped
@@ -20,14 +20,9 @@ from convatlas.data.linear_images import Levels
 from convatlas.data.simulators.exposures import Camera
 from convatlas.errors import DataError, Interrupted, Unsupported
 from convatlas.networks.base import NetworkConfig
-from convatlas.networks.colour_constancy import (
-    CCC,
-    ECCC,
-    Committee,
-    DualExposureEnsemble,
-    EnsembleConfig,
-    IlluminantNetwork,
-)
+from convatlas.networks.colour_constancy.description import IlluminantNetwork
+from convatlas.networks.colour_constancy.ensembles import Committee, DualExposureEnsemble, EnsembleConfig
+from convatlas.networks.colour_constancy.histograms import CCC, ECCC
 from convatlas.networks.registry import model_config
 from convatlas.ops.heat_maps import histogram_start
 from convatlas.ops.illuminant import angular_error
@@ -42,6 +37,7 @@ from convatlas.restoration.illuminant_training import (
     fit_lbfgs,
     illuminant_losses,
 )
+from convatlas.restoration.metrics import MeanAngularError
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.progress import progress
 from convatlas.training.run import Run, to_mapping
@@ -54,27 +50,6 @@ __all__ = ["IlluminantEstimation"]
 
 #: Scenes that training needs at least: one to learn from, one to choose by, one to measure on.
 _FEWEST = 3
-
-
-class MeanAngularError(Metric):
-    """Mean angular error in degrees of colours (B, 3)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.total: Tensor
-        self.count: Tensor
-
-    def update(self, predicted: Tensor, truth: Tensor) -> None:
-        """Take in a batch."""
-        errors = angular_error(predicted.double(), truth.double())
-        self.total += errors.sum()
-        self.count += errors.numel()
-
-    def compute(self) -> Tensor:
-        """The mean over all that was taken in."""
-        return self.total / self.count
 
 
 @dataclass(kw_only=True, eq=False)

@@ -18,15 +18,9 @@ from convatlas.data.exposure_pairs import ExposureSet
 from convatlas.data.image_files import Unreadable
 from convatlas.data.images import Skipped
 from convatlas.files import write_text
-from convatlas.networks.colour_constancy import (
-    CCC,
-    ECCC,
-    CCCConfig,
-    Committee,
-    DualExposureEnsemble,
-    ECCCConfig,
-    IlluminantNetwork,
-)
+from convatlas.networks.colour_constancy.description import IlluminantNetwork
+from convatlas.networks.colour_constancy.ensembles import Committee, DualExposureEnsemble
+from convatlas.networks.colour_constancy.histograms import CCC, ECCC, CCCConfig, ECCCConfig
 from convatlas.ops.colour import linear_to_srgb
 from convatlas.ops.heat_maps import Gaussian
 from convatlas.ops.illuminant import STATISTICAL, angular_error, reproduction_error

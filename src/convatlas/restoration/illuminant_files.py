@@ -23,7 +23,9 @@ from convatlas.data.linear_images import LinearImage
 from convatlas.data.png16 import write_png16
 from convatlas.errors import DataError
 from convatlas.files import atomic_path, write_bytes, write_text
-from convatlas.networks.colour_constancy import CCC, Committee, IlluminantNetwork
+from convatlas.networks.colour_constancy.description import IlluminantNetwork
+from convatlas.networks.colour_constancy.ensembles import Committee
+from convatlas.networks.colour_constancy.histograms import CCC
 from convatlas.ops.colour import linear_to_srgb
 from convatlas.ops.heat_maps import Gaussian, kalman_step
 from convatlas.ops.log_chroma import log_chroma_to_rgb

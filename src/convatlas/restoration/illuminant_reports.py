@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convatlas.data.images import Skipped
 from convatlas.files import atomic_path
-from convatlas.networks.colour_constancy import DualExposureEnsemble
+from convatlas.networks.colour_constancy.ensembles import DualExposureEnsemble
 from convatlas.ops.illuminant import angular_error, error_statistics, reproduction_error
 from convatlas.ops.log_chroma import rgb_to_log_chroma
 from convatlas.report import Bars, Cell, Files, Images, Lines, Note, Part, Report, Section, Table
@@ -153,12 +153,12 @@ def comparison(tasks: Mapping[str, Any], runs: Mapping[str, Run], folder: Path) 
         name: torch.stack([each.rgb[name] for each in first]) for name in first[0].rgb if name not in models.values()
     }
     together = illuminant_report({**estimates, "average of all": average, **baselines}, truth)
-    return Report(report.title, report.summary, [*report.sections[:1], *together.sections, *report.sections[1:]], provenance())
+    return Report(
+        report.title, report.summary, [*report.sections[:1], *together.sections, *report.sections[1:]], provenance()
+    )
 
 
-def prediction_report(
-    task: IlluminantEstimation, done: Sequence[BalancedScene], skipped: Sequence[Skipped]
-) -> Report:
+def prediction_report(task: IlluminantEstimation, done: Sequence[BalancedScene], skipped: Sequence[Skipped]) -> Report:
     """What was found and written, with pictures before and after."""
     rows: list[list[Cell]] = []
     for each in done[:_MOST_ROWS]:
@@ -166,8 +166,8 @@ def prediction_report(
         rows.append([each.name, size, *each.rgb.tolist(), max(each.deviation), each.seconds])
     columns = ["scene", "size", "r", "g", "b", "deviation", "time [s]"]
     caption = (
-        "The light has unit length; its gains stand in illuminants.csv. Deviation: the larger standard deviation of u and v, "
-        "told by networks of the form ffcc themselves and by others through their errors on validation scenes."
+        "The light has unit length; its gains stand in illuminants.csv. Deviation: the larger standard deviation of u "
+        "and v, told by networks of the form ffcc themselves and by others through their errors on validation scenes."
     )
     if len(done) > _MOST_ROWS:
         caption += f" The first {_MOST_ROWS} of {len(done)}."
@@ -210,10 +210,14 @@ def _quality(task: IlluminantEstimation, measured: Sequence[MeasuredScene]) -> l
     worst = _worst_first(measured, task.model)
     panels = [(_panel(each, task.model), f"{each.name}: {_error(each, task.model):.2f} degrees") for each in worst]
     pictures: list[Part] = [
-        Images("The worst scenes", panels, "From left to right: as taken, white-balanced by the estimate, by the truth."),
+        Images(
+            "The worst scenes", panels, "From left to right: as taken, white-balanced by the estimate, by the truth."
+        ),
         Images("Log-chroma", [(_chroma_map(measured, task.model), "u to the right, v upwards")], _map_caption()),
     ]
-    pictures += _heat_maps([(caption, each.found, each.truth) for (_, caption), each in zip(panels, worst, strict=True)])
+    pictures += _heat_maps(
+        [(caption, each.found, each.truth) for (_, caption), each in zip(panels, worst, strict=True)]
+    )
     return [Section("Errors on held-out scenes", [*_tables(errors), table]), Section("Pictures", pictures)]
 
 
@@ -304,7 +308,9 @@ def _heat_maps(found: Sequence[tuple[str, Estimate, Tensor | None]]) -> list[Par
         return []
     torus = any(each.config is not None and each.config.form == "ffcc" for _, each, _ in found)
     axes = "u downwards, v to the right" if torus else "u to the right, v upwards"
-    caption = f"Probability of each log-chroma, the root of it, dark is likely; red the estimate, green the truth; {axes}."
+    caption = (
+        f"Probability of each log-chroma, the root of it, dark is likely; red the estimate, green the truth; {axes}."
+    )
     return [Images("Where the light may be", maps, caption)]
 
 

@@ -1,4 +1,4 @@
-"""Learning the colour of the light: scenes ready for a network, augmentation, losses, and a fit by L-BFGS as FFCC has it.
+"""Learning the colour of the light: scenes ready for a network, augmentation, losses, and FFCC's fit by L-BFGS.
 
 Losses: Afifi et al., "Cross-Camera Convolutional Color Constancy", ICCV 2021, arXiv 2011.11890 (angular error, smooth
 filters and biases); Barron, Tsai: "Fast Fourier Color Constancy", CVPR 2017, arXiv 1611.07596 (the others).
@@ -21,7 +21,9 @@ from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from convatlas.data.exposure_pairs import ExposurePair
-from convatlas.networks.colour_constancy import CCC, ECCC, DualExposureEnsemble, IlluminantNetwork
+from convatlas.networks.colour_constancy.description import IlluminantNetwork
+from convatlas.networks.colour_constancy.ensembles import DualExposureEnsemble
+from convatlas.networks.colour_constancy.histograms import CCC, ECCC
 from convatlas.ops.heat_maps import bilinear_target, dealias, gaussian_loss, precondition, smoothness
 from convatlas.ops.illuminant import angular_error
 from convatlas.ops.log_chroma import rgb_to_log_chroma
@@ -97,8 +99,8 @@ def _tensor(frame: Array) -> Tensor:
 def relight(scene: Scene, light: Tensor, brighter: float) -> Scene:
     """A scene as another light would show it.
 
-    Where the long exposure is full, what it would hold is taken from the short one. Each channel is multiplied, and only
-    then clipped, so that which channels clip follows the new light.
+    Where the long exposure is full, what it would hold is taken from the short one. Each channel is multiplied, and
+    only then clipped, so that which channels clip follows the new light.
 
     Args:
         scene: with a known ratio, or no clipped pixel is reconstructed.
@@ -122,8 +124,8 @@ class DescribedScenes(Dataset[dict[str, Any]]):
     Args:
         scenes: with known light.
         network: describes them.
-        lights: colours (N, 3) of which new light is drawn for each scene in each epoch; the scenes stay as they are when
-            left out.
+        lights: colours (N, 3) of which new light is drawn for each scene in each epoch; the scenes stay as they are
+            when left out.
         jitter: with lights: largest factor by which the exposure changes, drawn evenly in its logarithm.
 
     Raises:
@@ -344,9 +346,7 @@ class _Scored(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(
-        self, histograms: Tensor, feature: Tensor | None, gray: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, histograms: Tensor, feature: Tensor | None, gray: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Heat maps before the softmax (B, n, n), log-chroma (B, 2), covariance (B, 2, 2)."""
         found = self.network.heat_map(histograms, feature, gray)
         return found.response + found.bias, found.uv, found.covariance

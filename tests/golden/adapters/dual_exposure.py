@@ -7,7 +7,9 @@ import re
 import torch
 from torch import Tensor
 
-from convatlas.networks.colour_constancy import ECCC, EMLP, DualExposureEnsemble, ECCCConfig, EMLPConfig, EnsembleConfig
+from convatlas.networks.colour_constancy.ensembles import DualExposureEnsemble, EnsembleConfig
+from convatlas.networks.colour_constancy.histograms import ECCC, ECCCConfig
+from convatlas.networks.colour_constancy.perceptron import EMLP, EMLPConfig
 from convatlas.ops.heat_maps import bivariate_von_mises, smoothness
 from convatlas.ops.illuminant import (
     angular_error,

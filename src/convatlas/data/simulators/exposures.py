@@ -1,8 +1,8 @@
 """Pairs of exposures of scenes under coloured light, made up or taken from one linear frame.
 
 Made-up scenes: rectangles of random reflectance and a texture, lit by a colour near the line on which the light of hot
-bodies lies in log-chroma. A camera takes them twice: light times gain, shot and read noise, clipping, quantisation. Gains
-come before clipping, so that which channel clips depends on the light.
+bodies lies in log-chroma. A camera takes them twice: light times gain, shot and read noise, clipping, quantisation.
+Gains come before clipping, so that which channel clips depends on the light.
 """
 
 from __future__ import annotations
