@@ -23,6 +23,7 @@ from convatlas.networks.colour_constancy.description import (
     FeatureFunction,
     IlluminantNetwork,
     check_feature,
+    described_feature,
 )
 from convatlas.ops.heat_maps import (
     bivariate_von_mises,

@@ -21,6 +21,7 @@ from convatlas.networks.colour_constancy.description import (
     FeatureFunction,
     IlluminantNetwork,
     check_feature,
+    described_feature,
 )
 from convatlas.ops.log_chroma import log_chroma_to_rgb
 from convatlas.weights import Layout
