@@ -90,7 +90,9 @@ def test_a_feature_has_gradients():
 def test_statistical_estimates_find_a_tint():
     """Scenes that are grey in the sense of each estimate, under coloured light."""
     light = torch.tensor([0.5, 0.7, 0.3], dtype=torch.float64)
-    grey = torch.rand(1, 1, 24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(1, 3, 24, 20)
+    grey = torch.rand(1, 1, 24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(
+        1, 3, 24, 20
+    )
     x = grey * light.view(1, 3, 1, 1)
     mask = torch.ones(1, 1, 24, 20, dtype=torch.bool)
     mask[..., :6] = False
@@ -98,7 +100,7 @@ def test_statistical_estimates_find_a_tint():
     for name, function in STATISTICAL.items():
         assert float(angular_error(function(x)[0], light)) < 1e-4, name
         if name != "gray edge":  # an edge of the mask is an edge of the picture
-            assert float(angular_error(function(spoiled, mask)[0], light)) < 1e-4, name
+            assert float(angular_error(function(spoiled, mask=mask)[0], light)) < 1e-4, name
     assert float(angular_error(gray_edge(x, 2, 1, 1.5)[0], light)) < 1e-4
     assert float(angular_error(white_patch(x)[0], light)) < 1e-4
 

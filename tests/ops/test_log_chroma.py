@@ -99,7 +99,9 @@ def test_masks_leave_pixels_out():
 def test_half_precision_is_computed_in_single():
     x = picture(4).half()
     assert log_chroma_histogram(x, 16).dtype == torch.half
-    torch.testing.assert_close(log_chroma_histogram(x, 16).float(), log_chroma_histogram(x.float(), 16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        log_chroma_histogram(x, 16).float(), log_chroma_histogram(x.float(), 16), atol=1e-3, rtol=0
+    )
 
 
 def test_the_order_of_pixels_does_not_matter():

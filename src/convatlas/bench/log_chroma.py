@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,11 +80,13 @@ def _ffcc(height: int, width: int, bins: int, device: torch.device) -> dict[str,
     }
 
 
-def _numpy(x: np.ndarray, bins: int) -> Tensor:
+def _numpy(x: np.ndarray[Any, Any], bins: int) -> Tensor:
     """The shares of the four bins by four calls of histogram2d with weights."""
     pixels = x[0].reshape(3, -1).T
     pixels = pixels[(pixels >= 1 / 256).all(1)]
-    place = (rgb_to_log_chroma(torch.from_numpy(pixels), 0.0).numpy() - np.float32(_START)) / np.float32(_BIN_SIZE)
+    place = (rgb_to_log_chroma(torch.from_numpy(pixels), 0.0).numpy() - np.array(_START, np.float32)) / np.float32(
+        _BIN_SIZE
+    )
     low = np.floor(place)
     after, edges = place - low, np.arange(bins + 1) - 0.5
     total = np.zeros((bins, bins))

@@ -22,7 +22,7 @@ from convatlas.experiments.small_training import finished, one_thread, progress
 from convatlas.networks.colour_constancy.description import IlluminantNetwork
 from convatlas.networks.registry import create_model
 from convatlas.ops.illuminant import STATISTICAL, angular_error, error_statistics
-from convatlas.report import Bars, Cell, Claim, Files, Report, Section, Table
+from convatlas.report import Bars, Cell, Claim, Files, Part, Report, Section, Table
 from convatlas.restoration.illuminant_estimation import IlluminantEstimation
 from convatlas.restoration.illuminant_training import (
     DescribedScenes,
@@ -58,7 +58,8 @@ EPOCHS = {"emlp": 40, "ccc": 15, "eccc": 15}
 TRAINING: dict[str, Any] = {"batch_size": 32, "lr": 1e-2, "weight_decay": 1e-5, "warmup_epochs": 0}
 CONSTANT, ENSEMBLE = "mean of the training", "emlp and eccc"
 
-FULL_MODELS, FULL_FOLDS = ("emlp", "ccc", "eccc", "emlp_eccc"), 3
+FULL_MODELS = ("emlp", "ccc", "eccc", "emlp_eccc")
+FULL_FOLDS, FULL_EPOCHS = 3, 200
 
 
 class _Measured(NamedTuple):
@@ -232,7 +233,10 @@ def _table(measured: list[_Measured]) -> Section:
     columns = [columns[0], *(f"{name} [deg]" for name in columns[1:])]
     caption = f"Means of {len(measured)} seeds, {TRAIN} scenes to learn from and {TEST} to measure on."
     highlight: Any = dict.fromkeys(columns[1:], "min")
-    parts = [Table("Angular error", columns, rows, caption, highlight), Bars("Mean", "angular error [deg]", means)]
+    parts: list[Part] = [
+        Table("Angular error", columns, rows, caption, highlight),
+        Bars("Mean", "angular error [deg]", means),
+    ]
     return Section("Errors", parts)
 
 
@@ -251,7 +255,9 @@ def full(data: str | Path, folder: str | Path) -> Report:
         task = IlluminantEstimation(data=str(data), model=model, folds=FULL_FOLDS, augment=True)
         place = Run(Path(folder) / model)
         task.fit(
-            place.folder, Training(**{**IlluminantEstimation.defaults, "epochs": 200}), resume=place.config.is_file()
+            place.folder,
+            Training(**{**IlluminantEstimation.defaults, "epochs": FULL_EPOCHS}),
+            resume=place.config.is_file(),
         )
         measured, _ = task.held_out()
         truth = torch.stack([each.truth for each in measured]).double()

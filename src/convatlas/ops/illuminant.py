@@ -10,7 +10,8 @@ exposures are scaled copies of each other, and it has the size that the publishe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -258,11 +259,11 @@ def _unit(rgb: Tensor) -> Tensor:
 
 
 #: Estimates that learn nothing, by name: of images (B, 3, H, W) and a mask or None, unit vectors (B, 3).
-STATISTICAL = {
-    "gray world": lambda x, mask=None: gray_world(x, mask),
-    "shades of gray": lambda x, mask=None: shades_of_gray(x, 6, mask),
-    "white patch": lambda x, mask=None: white_patch(x, 99.0, mask),
-    "gray edge": lambda x, mask=None: gray_edge(x, 1, 6, 1.0, mask),
+STATISTICAL: dict[str, Callable[..., Tensor]] = {
+    "gray world": gray_world,
+    "shades of gray": partial(shades_of_gray, power=6),
+    "white patch": partial(white_patch, percentile=99.0),
+    "gray edge": partial(gray_edge, order=1, power=6, sigma=1.0),
 }
 
 

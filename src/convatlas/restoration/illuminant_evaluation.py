@@ -169,7 +169,7 @@ def measure_scenes(
             rgb = {name: found.rgb}
             if constant is not None:
                 rgb[CONSTANT] = constant
-            rgb |= {each: function(scene.long, scene.mask)[0].float() for each, function in STATISTICAL.items()}
+            rgb |= {each: function(scene.long, mask=scene.mask)[0].float() for each, function in STATISTICAL.items()}
         except ValueError as error:
             skipped.append(Skipped(scene.name, str(error)))
             continue

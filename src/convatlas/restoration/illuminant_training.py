@@ -213,8 +213,8 @@ def illuminant_losses(
     """
     if isinstance(network, DualExposureEnsemble):
         parts = zip(network.members, network.parted(inputs), strict=True)
-        found = [illuminant_losses(member, part, rgb, settings) for member, part in parts]
-        return {name: torch.stack([each[name] for each in found]).sum() for name in ("loss", "error")}
+        each = [illuminant_losses(member, part, rgb, settings) for member, part in parts]
+        return {name: torch.stack([losses[name] for losses in each]).sum() for name in ("loss", "error")}
     if not isinstance(network, CCC | ECCC):
         error = angular_error(network(*inputs), rgb, settings.form).mean()
         return {"loss": error, "error": error}
@@ -323,6 +323,8 @@ def fit_lbfgs(
 
     place = torch.cat([each.flatten() for each in free.values()]).cpu().numpy()
     for likelihood, count in zip((False, True), steps, strict=True):
+        if not count:
+            continue
         start = time.perf_counter()
 
         def step(intermediate_result: Any) -> None:
@@ -331,7 +333,7 @@ def fit_lbfgs(
             told({"train_loss": float(intermediate_result.fun), "seconds": now - start})
             start = now
 
-        options = {"maxiter": count, "maxcor": max(1, count)}
+        options = {"maxiter": count, "maxcor": count}
         place = minimize(measured, place, (likelihood,), "L-BFGS-B", jac=True, callback=step, options=options).x
     with torch.no_grad():
         found = weights(parted(place))
