@@ -241,6 +241,18 @@ def test_augmented_scenes_follow_their_seed():
     assert any(torch.equal(first["rgb"], light) for light in lights)
 
 
+def test_scenes_that_tell_nothing_are_left_out():
+    black = LinearImage(np.zeros((8, 8, 3), np.float32))
+    dim = LinearImage(np.full((8, 8, 3), 0.012, np.float32))
+    light = np.array([0.5, 0.7, 0.5])
+    scenes = [ready(ExposurePair(name, each, each, light, 4.0), 8) for name, each in (("dark", black), ("dim", dim))]
+    found = DescribedScenes(scenes, create_model("emlp"), torch.tensor([[0.1, 0.9, 0.1]]))
+    assert list(found.failed) == ["dark"]
+    assert "no valid pixels" in found.failed["dark"]
+    assert len(found) == 1
+    assert torch.equal(found[(0, 1)]["rgb"], scenes[1].rgb)  # under that light red would be too dark
+
+
 def test_losses_of_networks():
     settings = LossSettings()
     scenes = [a_scene(seed) for seed in range(4)]

@@ -173,8 +173,8 @@ class IlluminantEstimation(GradientTask):
         for name in ("train", "val"):
             parts[name], skipped = read_scenes(self.splits[name], self.longest)
             self.unreadable |= {each.path: each.reason for each in skipped}
-        tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
         if not parts["train"] or not parts["val"]:
+            tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
             raise DataError(f"{self.data} has too few scenes that can be read")
         lights = torch.stack([scene.rgb for scene in parts["train"]])
         mean = nn.functional.normalize(lights.mean(0), dim=0)
@@ -183,13 +183,14 @@ class IlluminantEstimation(GradientTask):
         self.network = cast(IlluminantNetwork, self._config(**self.changes[0]).build())
         if self.weights is not None:
             self.started_from = f"{self.weights}: {load_weights(self.network, self.weights).summary()}"
-        try:
-            self.train_set: DescribedScenes = DescribedScenes(
-                parts["train"], self.network, lights if self.augment else None
-            )
-            self.val_set: DescribedScenes = DescribedScenes(parts["val"], self.network)
-        except ValueError as error:
-            raise DataError(f"a scene of {self.data} cannot be used: {error}") from None
+        self.train_set: DescribedScenes = DescribedScenes(
+            parts["train"], self.network, lights if self.augment else None
+        )
+        self.val_set: DescribedScenes = DescribedScenes(parts["val"], self.network)
+        self.unreadable |= self.train_set.failed | self.val_set.failed
+        tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
+        if not len(self.train_set) or not len(self.val_set):
+            raise DataError(f"{self.data} has too few scenes with pixels that are neither dark nor left out")
 
     def _fitted(self, lights: Tensor) -> dict[str, Any]:
         """What the training lights decide of the config: where the range of a torus begins."""

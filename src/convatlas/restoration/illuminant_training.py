@@ -128,16 +128,23 @@ class DescribedScenes(Dataset[dict[str, Any]]):
             when left out.
         jitter: with lights: largest factor by which the exposure changes, drawn evenly in its logarithm.
 
-    Raises:
-        ValueError: a scene has no valid pixel.
+    Attributes:
+        failed: by name of a scene why it is left out, such as one without a valid pixel.
     """
 
     def __init__(
         self, scenes: Sequence[Scene], network: IlluminantNetwork, lights: Tensor | None = None, jitter: float = 1.4
     ) -> None:
-        self.scenes, self.network, self.lights, self.jitter = list(scenes), network, lights, jitter
-        # Descriptions that never change are computed once.
-        self._kept = [self._sample(scene) for scene in self.scenes] if lights is None else []
+        self.network, self.lights, self.jitter = network, lights, jitter
+        self.scenes: list[Scene] = []
+        self.failed: dict[str, str] = {}
+        self._kept: list[dict[str, Any]] = []
+        for scene in scenes:
+            try:
+                self._kept.append(self._sample(scene))
+                self.scenes.append(scene)
+            except ValueError as error:
+                self.failed[scene.name] = str(error)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -149,7 +156,10 @@ class DescribedScenes(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(int(seed))
         light = self.lights[int(torch.randint(len(self.lights), (), generator=generator))]
         brighter = self.jitter ** (2 * float(torch.rand((), generator=generator)) - 1)
-        return self._sample(relight(self.scenes[index], light, brighter))
+        try:
+            return self._sample(relight(self.scenes[index], light, brighter))
+        except ValueError:  # too dark under that light: as it was taken
+            return self._kept[index]
 
     def _sample(self, scene: Scene) -> dict[str, Any]:
         return {"inputs": tuple(part[0].cpu() for part in scene.described(self.network)), "rgb": scene.rgb}
