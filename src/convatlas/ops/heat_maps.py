@@ -30,7 +30,6 @@ __all__ = [
     "kalman_step",
     "precondition",
     "smoothness",
-    "wrapped_distance",
 ]
 
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
@@ -202,11 +201,6 @@ def precondition(maps: Tensor, rough: float, large: float) -> Tensor:
 
 def _determinant(covariance: Tensor) -> Tensor:
     return covariance[..., 0, 0] * covariance[..., 1, 1] - covariance[..., 0, 1].square()
-
-
-def wrapped_distance(uv: Tensor, other: Tensor, bins: int, bin_size: float) -> Tensor:
-    """The shortest way from other to uv on the torus, (..., 2)."""
-    return dealias(uv - other, bins, bin_size)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ filters and biases); Barron, Tsai: "Fast Fourier Color Constancy", CVPR 2017, ar
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -135,7 +136,8 @@ class DescribedScenes(Dataset[dict[str, Any]]):
     def __init__(
         self, scenes: Sequence[Scene], network: IlluminantNetwork, lights: Tensor | None = None, jitter: float = 1.4
     ) -> None:
-        self.network, self.lights, self.jitter = network, lights, jitter
+        # A copy on the CPU, which processes that read data can have; what is described does not depend on weights.
+        self.network, self.lights, self.jitter = copy.deepcopy(network).cpu(), lights, jitter
         self.scenes: list[Scene] = []
         self.failed: dict[str, str] = {}
         self._kept: list[dict[str, Any]] = []
