@@ -197,7 +197,7 @@ class LossSettings:
     form: Literal["shrunk", "c5"] = "shrunk"
     smooth_filters: float = 0.15
     smooth_biases: float = 0.02
-    rough: float = 1e-4
+    rough: float = 1e-3
     large: float = 1e-5
 
     def __post_init__(self) -> None:
