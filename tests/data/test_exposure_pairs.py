@@ -127,6 +127,8 @@ def test_a_scene_comes_back_with_all_that_is_told(tmp_path: Path):
     assert found.mask.sum() == 12 * 16 - 20
     Image.fromarray(np.eye(12, 16, dtype=np.uint8) * 255).save(tmp_path / "one" / "mask.png")
     assert scene(tmp_path / "one").mask.sum() < found.mask.sum()
+    write_scene(tmp_path / "two", found)
+    np.testing.assert_array_equal(scene(tmp_path / "two").mask, found.mask)
     _, _, small = scene(tmp_path / "one").reduced(4)
     assert small.shape == (3, 4)
     assert not small[1].all()  # a square with a part of a chart is left out

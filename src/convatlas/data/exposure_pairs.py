@@ -25,8 +25,11 @@ import numpy.typing as npt
 from convatlas.data.image_files import Unreadable, decode, subfolders
 from convatlas.data.images import Skipped
 from convatlas.data.linear_images import LINEAR_SUFFIXES, Levels, LinearImage, read_linear_image
+from convatlas.data.pictures import Picture, write_picture
+from convatlas.data.png16 import write_png16
 from convatlas.data.simulators.exposures import Camera, expose, illuminant_exposures
 from convatlas.errors import DataError
+from convatlas.files import write_bytes, write_text
 
 __all__ = [
     "ExposureEntry",
@@ -40,6 +43,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+_ROLES = ("long", "short")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 #: Names of the light's colour in the files of published sets.
 _ILLUMINANT = ("illuminant", "illuminant_color_raw", "gt_ill")
@@ -200,9 +204,6 @@ def _scenes(folder: Path, root: Path, levels: Levels) -> ExposureSet:
             missing = next(role for role, paths in roles.items() if not paths)
             skipped.append(Skipped(name, f"it has no {missing} exposure"))
     return ExposureSet(tuple(entries), tuple(skipped))
-
-
-_ROLES = ("long", "short")
 
 
 def scene(folder: str | Path, levels: Levels | None = None, name: str | None = None) -> ExposurePair:
@@ -399,18 +400,18 @@ def _row(columns: Mapping[str, Array], row: int, name: str, levels: Levels) -> E
 
 
 def write_scene(folder: str | Path, pair: ExposurePair) -> None:
-    """Write the folder of a scene: 16-bit PNG and ``meta.json``.
+    """Write the folder of a scene: 16-bit PNG, ``meta.json`` and, if something is left out, ``mask.png``.
 
     Raises:
         OSError: it cannot be written.
     """
-    from convatlas.data.png16 import write_png16
-    from convatlas.files import write_bytes, write_text
-
     folder = Path(folder)
     for role, image in zip(_ROLES, (pair.long, pair.short), strict=True):
         if image is not None:
             write_bytes(folder / f"{role}.png", write_png16((image.array() * 65535 + 0.5).astype(np.uint16)))
+    if pair.mask is not None:
+        left_out = np.where(pair.mask, 0, 255).astype(np.uint8)
+        write_picture(folder / "mask.png", Picture(left_out[..., None]))
     meta: dict[str, Any] = {}
     if pair.illuminant is not None:
         meta["illuminant"] = [float(value) for value in pair.illuminant]
