@@ -41,6 +41,7 @@ TASKS: dict[str, str] = {
     "camouflage": "robustness.camouflage:Camouflage",
     "denoising": "restoration.denoising:Denoising",
     "field-forecasting": "physics.field_forecasting:FieldForecasting",
+    "illuminant": "restoration.illuminant_estimation:IlluminantEstimation",
     "lidar-detection": "geometry.lidar_detection:LidarDetection",
     "forecasting": "series.forecasting:Forecasting",
     "operator-learning": "physics.operator_learning:OperatorLearning",

@@ -64,7 +64,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         ),
         "the kernel must have a middle; its convolutions have even kernels or are called by the operator around them",
     ),
-    (tuple(LAYERS), ("forecast_lstm",), "it has no convolution"),
+    (tuple(LAYERS), ("emlp", "eccc", "emlp_eccc", "forecast_lstm"), "it has no convolution layer"),
     (tuple(LAYERS), ("long_conv",), "it works on sequences, by kernels as long as they are"),
     (
         tuple(LAYERS),

@@ -31,6 +31,7 @@ from convatlas.bench import (
     hypercomplex,
     im2win,
     inception,
+    log_chroma,
     networks,
     neural_operators,
     nnaudio,
@@ -132,6 +133,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decamouflage, "SIZES", ((24, 28), (20, 23)))
     monkeypatch.setattr(decamouflage, "WHOLE", ((24, 28),))
     monkeypatch.setattr(decamouflage, "NETWORK", 12)
+    monkeypatch.setattr(log_chroma, "SIZES", ((9, 12), (8, 7)))
+    monkeypatch.setattr(log_chroma, "BINS", (8, 16))
     monkeypatch.setattr(decamouflage, "COLUMNS", ((8, 3, 2), (9, 3, 2)))
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))

@@ -21,7 +21,11 @@ _TYPES = {channels: kind for kind, channels in _CHANNELS.items()}
 #: Adam7: first column, first row, and the steps of both, for each pass.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _MOST_PIXELS = 2**28
-_PAETH = 4
+_UP, _PAETH = 2, 4
+#: Compression from 1 to 9: 3 takes about a quarter of the time of the usual 6 and a few percent more space.
+_LEVEL = 3
+#: Rows that are compressed at a time.
+_STRIP = 64
 
 
 def is_png16(data: bytes) -> bool:
@@ -86,19 +90,27 @@ def write_png16(pixels: npt.NDArray[np.uint16], icc: bytes | None = None) -> byt
     if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] not in _TYPES or not pixels.size:
         raise ValueError(f"pixels must be (H, W, 1 to 4) uint16, got {pixels.shape} {pixels.dtype}")
     height, width, channels = pixels.shape
-    lines = np.ascontiguousarray(pixels.astype(">u2")).view(np.uint8).reshape(height, width, 2 * channels)
-    padded = np.zeros((height + 1, width + 1, 2 * channels), np.int16)
-    padded[1:, 1:] = lines
-    predicted = _paeth(padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1])
-    filtered = np.full((height, 1 + 2 * channels * width), _PAETH, np.uint8)
-    filtered[:, 1:] = (lines - predicted).astype(np.uint8).reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 16, _TYPES[channels], 0, 0, 0)
     profile = [(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))] if icc else []
-    chunks = [(b"IHDR", header), *profile, (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
+    chunks = [(b"IHDR", header), *profile, (b"IDAT", _compressed(pixels)), (b"IEND", b"")]
     return _SIGNATURE + b"".join(
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
     )
+
+
+def _compressed(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """The rows, each less the one above it, compressed by strips: little memory, and fast to read again."""
+    height, width, channels = pixels.shape
+    above = np.zeros((1, 2 * channels * width), np.uint8)
+    packer, parts = zlib.compressobj(_LEVEL), []
+    for start in range(0, height, _STRIP):
+        lines = pixels[start : start + _STRIP].astype(">u2").view(np.uint8).reshape(-1, 2 * channels * width)
+        filtered = np.full((len(lines), 1 + lines.shape[1]), _UP, np.uint8)
+        filtered[:, 1:] = lines - np.concatenate([above, lines[:-1]])
+        parts.append(packer.compress(filtered.tobytes()))
+        above = lines[-1:]
+    return b"".join([*parts, packer.flush()])
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -115,12 +127,21 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _unfiltered(lines: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
     """Undo the prediction of each byte from its neighbours to the left, above and above left.
 
-    The bytes along a falling diagonal depend on earlier diagonals only, so that one is computed at a time.
+    Where all rows are predicted from the left or from above alone, they are sums. Else the bytes along a falling
+    diagonal depend on earlier diagonals only, so that one is computed at a time.
     """
     height, width = len(lines), (lines.shape[1] - 1) // step
     kinds = lines[:, 0]
     if kinds.max(initial=0) > _PAETH:
         raise ValueError("the pixels are damaged: unknown filter")
+    if kinds.max(initial=0) <= _UP:
+        plain = np.ascontiguousarray(lines[:, 1:]).reshape(height, width, step)
+        for row in range(height):
+            if kinds[row] == 1:
+                np.add.accumulate(plain[row], 0, np.uint8, plain[row])
+            elif kinds[row] == _UP and row:
+                plain[row] += plain[row - 1]
+        return plain
     left_of = lines[:, 1:].reshape(height, width, step).astype(np.int16)
     result = np.zeros((height + 1, width + 1, step), np.int16)
     for diagonal in range(height + width - 1):

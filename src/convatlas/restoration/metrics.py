@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from convatlas.ops.illuminant import angular_error
 from convatlas.ops.image_quality import psnr
 from convatlas.restoration.protocol import Protocol
 
-__all__ = ["MeanLumaPSNR", "MeanPSNR", "MeanSquaredError"]
+__all__ = ["MeanAngularError", "MeanLumaPSNR", "MeanPSNR", "MeanSquaredError"]
 
 
 class _Mean(Metric):
@@ -36,6 +37,15 @@ class MeanSquaredError(_Mean):
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add an image."""
         self._add((preds.double() - target.double()).square().mean())
+
+
+class MeanAngularError(_Mean):
+    """Mean angular error in degrees of colours (B, 3)."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        for error in angular_error(preds.double(), target.double()):
+            self._add(error)
 
 
 class MeanPSNR(_Mean):
