@@ -59,6 +59,18 @@ def test_samples_are_independent(network: Network):
     assert not all(torch.equal(a, b) for a, b in zip(leaves(after), leaves(before), strict=True))
 
 
+def test_gradients_of_one_sample_are_those_of_it_in_a_batch(network: Network):
+    model = network.build().double()
+    inputs = tuple(x.double() for x in network.inputs(model, 2))
+    parameters = [parameter for _, parameter in trained(model)]
+    gradients = [
+        torch.autograd.grad(loss(output), parameters, allow_unused=True, materialize_grads=True)
+        for output in (model(*(x[:1] for x in inputs)), first(model(*inputs), 1))
+    ]
+    for (name, _), alone, among in zip(trained(model), *gradients, strict=True):
+        assert_close(alone, among, name)
+
+
 def test_half_precision(network: Network):
     model = network.build()
     inputs = network.inputs(model, 3)

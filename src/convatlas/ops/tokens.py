@@ -16,11 +16,14 @@ def map_to_tokens(x: Tensor) -> Tensor:
     Args:
         x: a map of one or more position axes.
     """
+    if _is_single(x):
+        size, stride = x.shape, x.stride()
+        x.register_hook(lambda gradient: gradient.new_empty_strided(size, stride).copy_(gradient))
     return x.flatten(2).transpose(1, 2)
 
 
 def tokens_to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Tokens (B, N, C) as a map (B, C, *grid): a view, whose channels lie last in memory.
+    """Tokens (B, N, C) as a map (B, C, *grid): a view, whose channels lie last in memory, but of one sample in training.
 
     Args:
         tokens: one for each position, row by row.
@@ -29,9 +32,19 @@ def tokens_to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     Raises:
         RuntimeError: the grid has another number of positions.
     """
-    return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    x = tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    return x.contiguous() if _is_single(x) else x
 
 
 def prepend_tokens(prefix: Tensor, tokens: Tensor) -> Tensor:
     """Put the same learnt tokens (1, n, C) in front of those of each sample (B, N, C); gives (B, n + N, C)."""
     return torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def _is_single(x: Tensor) -> bool:
+    """Whether x is one sample that is trained on.
+
+    Batch norm of torch 2.13 on a CPU gives a wrong gradient for one sample if its gradient lies otherwise in memory than
+    its input. So maps of one sample keep one layout. (A captured graph must serve every size.)
+    """
+    return x.requires_grad and not torch.compiler.is_compiling() and len(x) == 1
