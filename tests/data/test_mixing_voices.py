@@ -57,7 +57,7 @@ def test_a_mixture_is_the_sum_of_its_sources_at_the_levels_asked_for():
 
 
 @pytest.mark.parametrize("task", ["sep_noisy", "enh_single", "enh_both"])
-def test_tasks_with_noise(task: Any):
+def test_scenarios_with_noise(task: Any):
     speakers = 1 if task == "enh_single" else 2
     mixing = Mixing(snr=(0.0, 0.0), noise_snr=(6.0, 6.0))
     maker = Maker(voices(), task, speakers, 400, mixing, [noise(99, 1000, 3.0)])
@@ -66,7 +66,7 @@ def test_tasks_with_noise(task: Any):
     rest = mixed.mixture - mixed.sources.sum(0)
     speech = mixed.sources[0] if task != "enh_both" else mixed.sources[0] / np.sqrt(2)
     assert decibels(speech, rest) == pytest.approx(6, abs=0.5)
-    with pytest.raises(DataError, match=f"the task {task} needs noise"):
+    with pytest.raises(DataError, match=f"the scenario {task} needs noise"):
         Maker(voices(), task, speakers, 400, mixing)
 
 

@@ -88,7 +88,7 @@ def test_several_training_parts_need_a_choice(tmp_path: Path):
         read_mixtures(tmp_path, Reading(part="train-3"))
 
 
-def test_tasks_choose_their_folders(tmp_path: Path):
+def test_scenarios_choose_their_folders(tmp_path: Path):
     mixture_folder(tmp_path, 1, ("mix_clean", "mix_both", "mix_single", "s1", "s2", "noise"))
     expected = {
         "sep_clean": ("mix_clean", ["s1", "s2"]),
@@ -97,10 +97,10 @@ def test_tasks_choose_their_folders(tmp_path: Path):
         "enh_both": ("mix_both", ["mix_clean"]),
     }
     for task, (heard, sources) in expected.items():
-        (entry,) = read_mixtures(tmp_path, Reading(task=task))["all"].entries
+        (entry,) = read_mixtures(tmp_path, Reading(scenario=task))["all"].entries
         assert entry.mixture.name == f"{heard}/0.wav"
         assert [part.name for part in entry.parts] == [f"{name}/0.wav" for name in sources]
-    named = read_mixtures(tmp_path, Reading(task="sep_noisy", sources=("s2", "noise")))["all"].entries[0]
+    named = read_mixtures(tmp_path, Reading(scenario="sep_noisy", sources=("s2", "noise")))["all"].entries[0]
     assert [part.name for part in named.parts] == ["s2/0.wav", "noise/0.wav"]
     with pytest.raises(DataError, match="has no folder bass; it has mix_both"):
         read_mixtures(tmp_path, Reading(sources=("bass",)))
@@ -145,12 +145,12 @@ def test_tables_of_librimix(tmp_path: Path):
     assert {split: part.names for split, part in found.items()} == {
         split: ["id0", "id1"] for split in ("train", "val", "test")
     }
-    noisy = read_mixtures(tmp_path, Reading(task="sep_noisy"))["test"].entries[1]
+    noisy = read_mixtures(tmp_path, Reading(scenario="sep_noisy"))["test"].entries[1]
     assert noisy.mixture.audio.path == root / "test" / "mix_both" / "1.wav"
-    (both, _) = read_mixtures(tmp_path, Reading(task="enh_both"))["test"].entries
+    (both, _) = read_mixtures(tmp_path, Reading(scenario="enh_both"))["test"].entries
     assert [part.audio.path for part in both.parts] == [root / "test" / "mix_clean" / "0.wav"]
-    with pytest.raises(DataError, match=r"no table mixture_.*_mix_single.csv, which the task enh_single needs"):
-        read_mixtures(tmp_path, Reading(task="enh_single"))
+    with pytest.raises(DataError, match=r"no table mixture_.*_mix_single.csv, which the scenario enh_single needs"):
+        read_mixtures(tmp_path, Reading(scenario="enh_single"))
 
 
 def test_a_table_may_stand_alone_and_lack_the_mixture(tmp_path: Path):
@@ -175,10 +175,10 @@ def test_what_is_no_data_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="is a single file"):
         read_mixtures(tmp_path / "7_jackson_0.wav", Reading())
     mixture_folder(tmp_path, 1, ("mix_clean", "s1"))
-    with pytest.raises(DataError, match="has mix_clean, but the task sep_noisy needs mix_both"):
-        read_mixtures(tmp_path, Reading(task="sep_noisy"))
-    with pytest.raises(ValueError, match="task must be one of sep_clean"):
-        Reading(task="music")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="has mix_clean, but the scenario sep_noisy needs mix_both"):
+        read_mixtures(tmp_path, Reading(scenario="sep_noisy"))
+    with pytest.raises(ValueError, match="scenario must be one of sep_clean"):
+        Reading(scenario="music")  # type: ignore[arg-type]
 
 
 def test_splits_are_disjoint_and_repeatable(tmp_path: Path):

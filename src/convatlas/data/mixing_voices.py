@@ -27,9 +27,9 @@ __all__ = [
     "Mixed",
     "MixedPieces",
     "Mixing",
-    "MixtureTask",
     "Mixtures",
     "Recording",
+    "Scenario",
     "Sound",
     "Voices",
     "Waveform",
@@ -40,7 +40,7 @@ __all__ = [
 Samples = npt.NDArray[np.float32]
 
 #: What is heard, and what is to be found in it, as WHAM and LibriMix name it.
-MixtureTask = Literal["sep_clean", "sep_noisy", "enh_single", "enh_both"]
+Scenario = Literal["sep_clean", "sep_noisy", "enh_single", "enh_both"]
 
 #: Peak of a mixture that is made here.
 _PEAK = 0.9
@@ -133,7 +133,7 @@ class Mixing:
 
     Attributes:
         snr: level of the first speaker above each other one, in dB: drawn evenly between two values.
-        noise: a folder of recordings of noise, for the tasks in which there is some.
+        noise: a folder of recordings of noise, for the scenarios in which there is some.
         noise_snr: level of the first speaker above the noise, in dB: drawn evenly between two values.
         length: of mixtures of whole recordings: ``min`` cuts to the shortest of them, ``max`` fills up with silence.
 
@@ -267,15 +267,15 @@ class Maker:
 
     Attributes:
         voices: the recordings.
-        task: what is heard and to be found.
+        scenario: what is heard and to be found.
         n_src: speakers of a mixture.
         samples: length of a piece; shorter recordings are followed by more of the same speaker.
         mixing: levels.
-        noises: recordings of noise, for the tasks in which there is some.
+        noises: recordings of noise, for the scenarios in which there is some.
     """
 
     voices: Voices
-    task: MixtureTask
+    scenario: Scenario
     n_src: int
     samples: int
     mixing: Mixing
@@ -287,8 +287,8 @@ class Maker:
         if len(self.names) < self.n_src:
             given = f"{len(self.names)} ({', '.join(self.names[:5])})" if self.names else "0"
             raise DataError(f"mixtures of {self.n_src} need at least as many speakers, got {given}")
-        if self.task != "sep_clean" and not self.noises:
-            raise DataError(f"the task {self.task} needs noise: give a folder of recordings as mixing.noise")
+        if self.scenario != "sep_clean" and not self.noises:
+            raise DataError(f"the scenario {self.scenario} needs noise: give a folder of recordings as mixing.noise")
 
     def make(self, random: np.random.Generator, *, whole: bool = False, name: str = "") -> Mixed:
         """A mixture of random speakers, recordings, crops and levels.
@@ -310,11 +310,11 @@ class Maker:
             voices[row] *= first / max(_rms(voices[row]), _SILENT) * 10 ** (-random.uniform(*self.mixing.snr) / 20)
         sources = np.stack(voices).astype(np.float32)
         mixture = sources.sum(0)
-        if self.task != "sep_clean":
+        if self.scenario != "sep_clean":
             noise = _fitted(self._voice(self.noises, random, False, "noise", length), length)
             level = first / max(_rms(noise), _SILENT) * 10 ** (-random.uniform(*self.mixing.noise_snr) / 20)
             mixture = mixture + np.float32(level) * noise
-        if self.task == "enh_both":
+        if self.scenario == "enh_both":
             sources = sources.sum(0, keepdims=True)
         scale = np.float32(_PEAK / max(float(np.abs(mixture).max()), _SILENT))
         return Mixed(name or " + ".join(chosen), scale * mixture, scale * sources)

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from convatlas.data.audio import find_audio, is_audio_name, read_audio
 from convatlas.data.images import Skipped
-from convatlas.data.mixing_voices import Given, Mixtures, MixtureTask, Recording, Sound, Voices
+from convatlas.data.mixing_voices import Given, Mixtures, Recording, Scenario, Sound, Voices
 from convatlas.errors import DataError
 
 __all__ = ["Reading", "divide_mixtures", "divide_voices", "mixtures_digest", "read_mixtures"]
@@ -29,7 +29,7 @@ _SPLITS = {
     "val": re.compile(r"(val|valid|validation|dev|cv)([-_.].*)?", re.IGNORECASE),
     "test": re.compile(r"(test|tt)([-_.].*)?", re.IGNORECASE),
 }
-#: Folders of what is heard, by task; the first that exists is taken.
+#: Folders of what is heard, by scenario; the first that exists is taken.
 _HEARD: dict[str, tuple[str, ...]] = {
     "sep_clean": ("mix_clean", "mix", "mixture"),
     "sep_noisy": ("mix_both", "mix", "mixture", "noisy"),
@@ -50,17 +50,17 @@ class Reading:
 
     Attributes:
         sample_rate: that everything is brought to, in Hz.
-        task: what is heard and to be found.
+        scenario: what is heard and to be found.
         resample: whether files of another rate are resampled; they are an error otherwise.
         sources: names of the folders of the sources, where they are not s1, s2, ...
         part: which folder or table to train on, where there are several, e.g. ``train-360``.
 
     Raises:
-        ValueError: there is no such task, or the rate is not positive.
+        ValueError: there is no such scenario, or the rate is not positive.
     """
 
     sample_rate: int = 8000
-    task: MixtureTask = "sep_clean"
+    scenario: Scenario = "sep_clean"
     resample: bool = True
     sources: tuple[str, ...] = ()
     part: str | None = None
@@ -68,8 +68,8 @@ class Reading:
     _mixed_down: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.task not in _HEARD:
-            raise ValueError(f"task must be one of {', '.join(_HEARD)}, got {self.task!r}")
+        if self.scenario not in _HEARD:
+            raise ValueError(f"scenario must be one of {', '.join(_HEARD)}, got {self.scenario!r}")
         if self.sample_rate < 1:
             raise ValueError(f"sample_rate must be positive, got {self.sample_rate}")
 
@@ -125,7 +125,7 @@ def read_mixtures(source: str | Path, reading: Reading) -> dict[str, Voices | Mi
 
     Sources:
         a folder with one folder a speaker, whose recordings lie at any depth in it;
-        a folder with ``mix`` (``mix_clean``, ``mix_both``, ``mix_single`` for the tasks of WHAM) and ``s1``, ``s2``,
+        a folder with ``mix`` (``mix_clean``, ``mix_both``, ``mix_single`` for WHAM's scenarios) and ``s1``, ``s2``,
         ... (or ``reading.sources``), with files of the same names in each;
         a folder with ``train``, ``val`` and ``test`` (``tr``, ``cv`` and ``tt``; ``dev``) of one of these, or with
         ``wav8k/min`` around them;
@@ -136,7 +136,7 @@ def read_mixtures(source: str | Path, reading: Reading) -> dict[str, Voices | Mi
 
     Args:
         source: folder or table.
-        reading: rate and task; it remembers what was done for `Reading.notes`.
+        reading: rate and scenario; it remembers what was done for `Reading.notes`.
 
     Raises:
         DataError: there is nothing at ``source``, or nothing that can be used.
@@ -196,13 +196,15 @@ def _chosen(named: Mapping[str, Path], part: str | None) -> dict[str, Path]:
 
 def _of_folder(folder: Path, reading: Reading) -> Voices | Mixtures:
     names = {path.name: path for path in _subfolders(folder)}
-    heard = next((names[name] for name in _HEARD[reading.task] if name in names), None)
+    heard = next((names[name] for name in _HEARD[reading.scenario] if name in names), None)
     if heard is not None:
         return _given(folder, heard, names, reading)
     for others in _HEARD.values():
         for name in others:
             if name in names and any(_NUMBERED.fullmatch(other) for other in names):
-                raise DataError(f"{folder} has {name}, but the task {reading.task} needs {_HEARD[reading.task][0]}")
+                raise DataError(
+                    f"{folder} has {name}, but the scenario {reading.scenario} needs {_HEARD[reading.scenario][0]}"
+                )
     return _voices(folder, names, reading)
 
 
@@ -212,11 +214,11 @@ def _given(folder: Path, heard: Path, names: Mapping[str, Path], reading: Readin
         if missing:
             raise DataError(f"{folder} has no folder {missing[0]}; it has {', '.join(names)}")
         folders = [names[name] for name in reading.sources]
-    elif reading.task == "enh_both" and "mix_clean" in names:
+    elif reading.scenario == "enh_both" and "mix_clean" in names:
         folders = [names["mix_clean"]]
     else:
         folders = [path for name, path in names.items() if _NUMBERED.fullmatch(name)]
-        folders = folders[:1] if reading.task == "enh_single" else folders
+        folders = folders[:1] if reading.scenario == "enh_single" else folders
         if not folders and "clean" in names:
             folders = [names["clean"]]
     if not folders:
@@ -275,14 +277,14 @@ def _voices(folder: Path, names: Mapping[str, Path], reading: Reading) -> Voices
 
 
 def _of_tables(tables: Sequence[Path], root: Path, reading: Reading) -> dict[str, Voices | Mixtures]:
-    wanted = {"sep_clean": "mix_clean", "enh_single": "mix_single"}.get(reading.task, "mix_both")
+    wanted = {"sep_clean": "mix_clean", "enh_single": "mix_single"}.get(reading.scenario, "mix_both")
     by_part: dict[str, Path] = {}
     for table in tables:
         match = _TABLE.fullmatch(table.name)
         if match is None or match["heard"] == wanted:
             by_part.setdefault(table.stem if match is None else match["part"], table)
     if not by_part:
-        raise DataError(f"{root} has no table mixture_*_{wanted}.csv, which the task {reading.task} needs")
+        raise DataError(f"{root} has no table mixture_*_{wanted}.csv, which the scenario {reading.scenario} needs")
     found = _chosen(by_part, reading.part)
     if "train" in found:
         return {split: _of_table(table, reading) for split, table in found.items()}
@@ -295,15 +297,15 @@ def _of_table(table: Path, reading: Reading) -> Mixtures:
     rows = _rows(table)
     columns = sorted(name for name in rows[0] if re.fullmatch(r"source_\d+_path", name))
     clean: dict[str, str] = {}
-    if reading.task == "enh_both":
+    if reading.scenario == "enh_both":
         match = _TABLE.fullmatch(table.name)
         beside = table.with_name(f"mixture_{match['part']}_mix_clean.csv") if match else table
         if not match or not beside.is_file():
-            raise DataError(f"{table}: the task enh_both needs the table {beside.name} beside it")
+            raise DataError(f"{table}: the scenario enh_both needs the table {beside.name} beside it")
         clean = {row["mixture_ID"]: row["mixture_path"] for row in _rows(beside)}
     elif not columns:
         raise DataError(f"{table} must have columns mixture_path and source_1_path, ..., got {', '.join(rows[0])}")
-    columns = columns[:1] if reading.task == "enh_single" else columns
+    columns = columns[:1] if reading.scenario == "enh_single" else columns
     finder = _Finder(table)
     entries, skipped = [], []
     for number, row in enumerate(rows, 2):
