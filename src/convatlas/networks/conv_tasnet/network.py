@@ -25,7 +25,9 @@ from convatlas.networks.base import NetworkConfig, PublishedFile
 from convatlas.networks.conv_tasnet.checkpoints import LAYOUTS, describe
 from convatlas.networks.conv_tasnet.filterbank import Decoder, Encoder, FilterbankKind, make_filterbank
 from convatlas.networks.conv_tasnet.separator import Norm, Separator, SeparatorState
+from convatlas.ops.chunked_separation import separate_in_chunks
 from convatlas.ops.precision import without_autocast
+from convatlas.ops.source_level import Level, match_level
 from convatlas.weights import Layout, load_weights, read_checkpoint
 
 __all__ = ["PUBLISHED", "VARIANTS", "ConvTasNet", "ConvTasNetConfig", "MaskAct", "StreamState"]
@@ -235,6 +237,29 @@ class ConvTasNet(nn.Module):
         y = self.decode(w, self.separator(w))
         length = x.shape[-1]
         y = y[..., left : left + length] if left or right else F.pad(y, (0, length - y.shape[-1]))
+        return y.squeeze(0) if x.dim() == 1 else y
+
+    @torch.no_grad()
+    def separate(self, x: Tensor, *, level: Level | None = "peak", chunk: int | None = None) -> Tensor:
+        """Sources of a mixture, as one would write them to files.
+
+        Args:
+            x: (B, T), (B, 1, T) or (T,), at the sample rate of the network.
+            level: make each source as loud as the mixture, by ``peak`` or ``rms``; None keeps the network's scale,
+                which means nothing after training by SI-SNR.
+            chunk: work on pieces of so many samples, some seconds, so that the memory does not grow with the length.
+
+        Returns:
+            (B, C, T), or (C, T) of one mixture (T,).
+
+        Raises:
+            ValueError: x has another shape, is not floating point, too short, or not finite.
+        """
+        mixture = self._checked(x)
+        if not bool(mixture.isfinite().all()):
+            raise ValueError("x must be finite, got NaN or infinity")
+        y = self(mixture) if chunk is None else separate_in_chunks(self, mixture, window_size=chunk)
+        y = y if level is None else match_level(y, mixture, level)
         return y.squeeze(0) if x.dim() == 1 else y
 
     def encode(self, x: Tensor) -> Tensor:
