@@ -54,8 +54,8 @@ class Separation(GradientTask):
 
     Attributes:
         data: a folder with a folder of recordings for each speaker, of which mixtures are made on the fly; a folder
-            with ``mix``, ``s1``, ``s2``, ... (WSJ0-2mix, WHAM), or a table or folder of LibriMix; each may be split into
-            ``train``, ``val`` and ``test`` (``tr``, ``cv``, ``tt``; ``dev``); or ``voices`` for simulated ones.
+            with ``mix``, ``s1``, ``s2``, ... (WSJ0-2mix, WHAM), or a table or folder of LibriMix; each may be split
+            into ``train``, ``val`` and ``test`` (``tr``, ``cv``, ``tt``; ``dev``); or ``voices`` for simulated ones.
         model: name of a separating network, e.g. ``conv_tasnet`` or ``conv_tasnet_causal``.
         options: fields of the network's config to change, e.g. ``{"num_sources": 3, "sample_rate": 16000}``.
         weights: where to start from: a checkpoint, ``hf://owner/name``, ``https://...``, or ``published``.
