@@ -14,6 +14,7 @@ import torch
 
 from convatlas.audio.separation_files import Streamed, source_marks
 from convatlas.audio.separation_options import Separating
+from convatlas.audio.separation_reports import beginning
 from convatlas.data.sound_streams import GrowingWav, PcmStream, encode_pcm, read_wav_header
 from convatlas.errors import DataError, Unsupported
 from convatlas.networks.conv_tasnet.network import ConvTasNet
@@ -23,6 +24,9 @@ from convatlas.training.measure import provenance
 __all__ = ["LiveLevel", "separate_standard_input", "separate_stream"]
 
 Samples = npt.NDArray[np.float32]
+
+#: Seconds of the stream that are kept to be shown.
+_SHOWN = 8.0
 
 
 class LiveLevel:
@@ -112,13 +116,20 @@ def separate_stream(
     weight, level = next(network.parameters()), LiveLevel(network.num_sources)
     names = [f"live_{mark}.wav" for mark in source_marks(network.num_sources)]
     count, slowest, busy = 0, 0.0, 0.0
+    heads: list[Samples] = [np.zeros((1, 0), np.float32), np.zeros((network.num_sources, 0), np.float32)]
+    most = round(_SHOWN * network.sample_rate)
     with ExitStack() as stack:
         files = [stack.enter_context(GrowingWav(folder / name, network.sample_rate)) for name in names]
+
+        def keep(place: int, samples: Samples) -> None:
+            if room := most - heads[place].shape[1]:
+                heads[place] = np.concatenate([heads[place], samples[:, :room]], 1)
 
         def give(sources: Samples) -> None:
             scaled = sources if options.level == "none" else level(sources)
             for file, samples in zip(files, scaled, strict=True):
                 file.add(samples)
+            keep(1, scaled)
             if output is not None and options.speaker is not None:
                 output.write(encode_pcm(scaled[options.speaker - 1], options.output))
                 output.flush()
@@ -127,6 +138,7 @@ def separate_stream(
             for block in stream.blocks(options.block):
                 started = time.perf_counter()
                 level.mixture(block)
+                keep(0, block[None])
                 x = torch.from_numpy(block)[None].to(weight.device, weight.dtype)
                 give(engine.push(x)[0].float().cpu().numpy())
                 took = time.perf_counter() - started
@@ -142,6 +154,7 @@ def separate_stream(
     rows += [["delay of the network [ms]", 1000 * network.latency / network.sample_rate]]
     sections = [
         Section("Time", [Table("The stream", ["", "value"], rows), Note(_ADVICE)]),
+        Section("Pictures and sounds", beginning("The beginning", np.concatenate(heads), network.sample_rate)),
         Section("Files", [Files("In this folder", {name: name for name in names})]),
     ]
     return Report(

@@ -36,7 +36,7 @@ from convatlas.training.run import Run
 if TYPE_CHECKING:
     from convatlas.audio.separation import Separation
 
-__all__ = ["comparison_report", "evaluation_report", "prediction_report", "training_report"]
+__all__ = ["beginning", "comparison_report", "evaluation_report", "prediction_report", "training_report"]
 
 Array = npt.NDArray[Any]
 Samples = npt.NDArray[np.float32]
@@ -50,8 +50,8 @@ _PLAYED = 5.0
 _WIDTH, _BANDS, _WAVE = 320, 128, 40
 _EXPLAINED = (
     "SI-SNR: scale-invariant signal-to-noise ratio, mean over the sources and the mixtures; SI-SNRi: by how much it is "
-    "above that of the mixture as it is. Ideal masks are made from the true sources, on windows of 32 ms: what no "
-    "network that only weights an STFT can pass."
+    "above that of the mixture as it is. Ideal masks are made from the true sources, on windows of 32 ms: what weights "
+    "of an STFT reach where the answer is known."
 )
 
 
@@ -171,13 +171,8 @@ def prediction_report(
     table = Table("Recordings", ["file", "length [s]", "separated", "real-time factor", "note"], rows, caption)
     links = {path: path for each in done[:_MOST_ROWS] for path in each.paths}
     parts: list[Part] = []
-    rate = task.network.sample_rate
     for each in done[:_MOST_FILES]:
-        labels = ["recording", *source_marks(len(each.paths))]
-        top = _loudest(each.shown[0])
-        pictures = [(_picture(sound, top), label) for sound, label in zip(each.shown, labels, strict=True)]
-        sounds = [(_played(sound, rate), rate, label) for sound, label in zip(each.shown, labels, strict=True)]
-        parts += [Images(f"{each.name}: the beginning", pictures), Sounds("To listen to", sounds)]
+        parts += beginning(f"{each.name}: the beginning", each.shown, task.network.sample_rate)
     sections = [
         Section("Separated", [table]),
         Section("Pictures and sounds", parts),
@@ -190,6 +185,15 @@ def prediction_report(
         f"{task.model} separated {files}, {seconds:.1f} s of sound, in {sum(each.seconds for each in done):.1f} s."
     )
     return Report(f"Predictions of {task.model}", summary, sections, provenance())
+
+
+def beginning(title: str, shown: Samples, rate: int) -> list[Part]:
+    """A recording and its sources, (1 + C, T), to see and to hear."""
+    labels = ["recording", *source_marks(len(shown) - 1)]
+    top = _loudest(shown[0])
+    pictures = [(_picture(sound, top), label) for sound, label in zip(shown, labels, strict=True)]
+    sounds = [(_played(sound, rate), rate, label) for sound, label in zip(shown, labels, strict=True)]
+    return [Images(title, pictures), Sounds("To listen to", sounds)]
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from convatlas.catalog import TASKS, resolve
 from convatlas.errors import Unsupported, unknown
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
             if hint is bool:
                 self.add_argument(flag, action="store_true", **common)
                 continue
-            kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
             kind: Any = next(kind for kind in kinds if kind is not types.NoneType)
             if get_origin(kind) is Literal:
                 self.add_argument(flag, choices=get_args(kind), **common)

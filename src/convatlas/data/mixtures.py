@@ -150,7 +150,7 @@ def read_mixtures(source: str | Path, reading: Reading) -> dict[str, Voices | Mi
                 raise DataError(f"{source} is a single file; {_EXPECTED}")
             return {"all": _of_table(root, reading)}
         root = _inside(root, reading.sample_rate)
-        tables = sorted([*root.glob("*.csv"), *root.glob("*/mixture_*.csv"), *root.glob("*/*/mixture_*.csv")])
+        tables = sorted(path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}mixture_*.csv"))
         if tables:
             return _of_tables(tables, root, reading)
         folders = _subfolders(root)
@@ -281,8 +281,8 @@ def _of_tables(tables: Sequence[Path], root: Path, reading: Reading) -> dict[str
     by_part: dict[str, Path] = {}
     for table in tables:
         match = _TABLE.fullmatch(table.name)
-        if match is None or match["heard"] == wanted:
-            by_part.setdefault(table.stem if match is None else match["part"], table)
+        if match is not None and match["heard"] == wanted:
+            by_part.setdefault(match["part"], table)
     if not by_part:
         raise DataError(f"{root} has no table mixture_*_{wanted}.csv, which the scenario {reading.scenario} needs")
     found = _chosen(by_part, reading.part)
