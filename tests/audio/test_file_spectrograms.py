@@ -16,7 +16,6 @@ from convatlas.audio.spectrogram import (
     save_spectrogram,
     spectrogram,
     spectrogram_blocks,
-    spectrogram_picture,
 )
 from convatlas.cli import spectrogram as verb
 from convatlas.cli.main import main
@@ -68,15 +67,6 @@ def test_files_hold_the_spectrogram(recording: Path, kind: str):
     pixels = np.asarray(Image.open(recording.with_suffix(".png")))
     assert pixels.shape == (OPTIONS[kind].get("n_mfcc", 16), 1 + 20_123 // 64, 3)
     assert pixels.std() > 5
-
-
-def test_a_picture_has_low_frequencies_at_the_bottom():
-    values = np.zeros((4, 3))
-    values[0, 1] = 1.0
-    pixels = spectrogram_picture(values)
-    assert pixels.sum(2).argmax() == 3 * 3 + 1
-    with pytest.raises(ValueError, match=r"values must be \(F, T\) and not empty"):
-        spectrogram_picture(np.zeros((0, 3)))
 
 
 def test_what_cannot_be_done_in_blocks(recording: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convatlas.cli.parser import Parser
+from convatlas.cli.parser import Parser, options_of_run, told_options
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -18,14 +18,18 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="other labelled data, in any form that training reads")
     parser.add_argument("--out", help="where to write the report; by default RUN/evaluation")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    kind = options_of_run(argv, "evaluate")
+    if kind is not None:
+        parser.add_fields(kind)
     arguments = parser.parse_args(argv)
+    told = told_options(kind, arguments)
     from convatlas.training.task import open_task
 
     folder = Path(arguments.out) if arguments.out else Path(arguments.run) / "evaluation"
     with output_to_stderr(arguments.json):
         task = open_task(arguments.run)
         task.require("evaluate")
-        report = task.evaluate(arguments.data, folder=folder)
+        report = task.evaluate(arguments.data, folder=folder, **told)
     if arguments.json:
         print(report.to_json())
     else:
