@@ -43,14 +43,12 @@ class CumulativeMoments(NamedTuple):
     """What `CumulativeLayerNorm` remembers of the frames so far.
 
     Attributes:
-        count: values so far, a scalar float64.
-        total: their sum (B,), float64.
-        squares: the sum of their squares (B,), float64.
+        frames: number of frames.
+        sums: sums over the frames of their means, and of their mean squares: (2, B), float64.
     """
 
-    count: Tensor
-    total: Tensor
-    squares: Tensor
+    frames: int
+    sums: Tensor
 
 
 class CumulativeLayerNorm(nn.Module):
@@ -70,48 +68,58 @@ class CumulativeLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def initial_state(self, batch: int = 1) -> CumulativeMoments:
-        """No frames."""
-        nothing = torch.zeros(batch, dtype=torch.float64, device=self.weight.device)
-        return CumulativeMoments(nothing.new_zeros(()), nothing, nothing)
-
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, K) to the same shape; half precision is computed in float32."""
-        y, _ = self._normalise(x, None, 1)
-        return y
-
-    def step(self, x: Tensor, state: CumulativeMoments) -> tuple[Tensor, CumulativeMoments]:
-        """Normalise the next frames, with the channels last: (B, K, C) to the same shape, and what to go on with."""
-        return self._normalise(x, state, 2)
-
-    def _normalise(
-        self, x: Tensor, state: CumulativeMoments | None, channel_axis: int
-    ) -> tuple[Tensor, CumulativeMoments]:
-        channels, frames = x.shape[channel_axis], x.shape[3 - channel_axis]
         dtype = torch.promote_types(x.dtype, torch.float32)
-        shape = (-1, 1) if channel_axis == 1 else (-1,)
         with without_autocast(x):
             wide = x.to(dtype)
             # Each frame about its own mean: squares of the values themselves would cancel where the mean is large.
-            frame_mean = wide.mean(channel_axis, keepdim=True)
-            spread = (wide - frame_mean).square().sum(channel_axis).double()
-            frame_total = frame_mean.squeeze(channel_axis).double()
-            count = channels * torch.arange(1, frames + 1, dtype=torch.float64, device=x.device)
-            total = (channels * frame_total).cumsum(1)
-            squares = (spread + channels * frame_total.square()).cumsum(1)
-            if state is not None:
-                count, total = state.count + count, state.total[:, None] + total
-                squares = state.squares[:, None] + squares
-            mean = total / count
-            scale = (squares / count - mean.square()).clamp(min=0).add(self.eps).rsqrt()
-            mean, scale = mean.to(dtype).unsqueeze(channel_axis), scale.to(dtype).unsqueeze(channel_axis)
-            y = (wide - mean) * scale * self.weight.to(dtype).view(shape) + self.bias.to(dtype).view(shape)
-        last = CumulativeMoments(count[-1], total[:, -1], squares[:, -1])
-        return y.to(x.dtype), last
+            mean = wide.mean(1, keepdim=True)
+            var = (wide - mean).square().mean(1)
+            sums = _frame_sums(mean.squeeze(1), var)
+            mean, scale = (part.to(dtype).unsqueeze(1) for part in _mean_and_scale(sums, 0, self.eps))
+            weight, bias = self.weight.to(dtype)[:, None], self.bias.to(dtype)[:, None]
+            return ((wide - mean) * scale * weight + bias).to(x.dtype)
+
+    def initial_state(self, batch: int = 1) -> CumulativeMoments:
+        """What `step` needs before the first frame."""
+        return CumulativeMoments(0, torch.zeros(2, batch, dtype=torch.float64, device=self.weight.device))
+
+    def step(self, x: Tensor, state: CumulativeMoments) -> tuple[Tensor, CumulativeMoments]:
+        """Normalise the next frames, at least one, with the channels last.
+
+        Args:
+            x: (B, K, C).
+            state: of the frames before.
+
+        Returns:
+            (B, K, C), and what to go on with.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with without_autocast(x):
+            wide = x.to(dtype)
+            var, mean = torch.var_mean(wide, 2, correction=0)
+            sums = _frame_sums(mean, var) + state.sums[..., None]
+            mean, scale = _mean_and_scale(sums, state.frames, self.eps).to(dtype).unsqueeze(3)
+            y = torch.addcmul(self.bias.to(dtype), (wide - mean) * scale, self.weight.to(dtype))
+        return y.to(x.dtype), CumulativeMoments(state.frames + x.shape[1], sums[..., -1])
 
     def extra_repr(self) -> str:
         """Show the size."""
         return f"{len(self.weight)}, eps={self.eps:g}"
+
+
+def _frame_sums(mean: Tensor, var: Tensor) -> Tensor:
+    """Running sums of the frames' means and mean squares, (2, B, K) float64, of their means and variances (B, K)."""
+    mean = mean.double()
+    return torch.stack([mean, torch.addcmul(var.double(), mean, mean)]).cumsum(2)
+
+
+def _mean_and_scale(sums: Tensor, before: int, eps: float) -> Tensor:
+    """Mean and reciprocal deviation (2, B, K) of all values up to each frame, from running sums."""
+    count = torch.arange(before + 1, before + sums.shape[2] + 1, dtype=torch.float64, device=sums.device)
+    mean, square = (sums / count).unbind(0)
+    return torch.stack([mean, torch.addcmul(square, mean, mean, value=-1).clamp(min=0).add(eps).rsqrt()])
 
 
 class Float32LayerNorm(nn.LayerNorm):

@@ -56,6 +56,18 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     raise unknown("norm", str(kind), get_args(Norm))
 
 
+#: Layers that can be used block by block.
+_STREAMED = (
+    nn.Conv1d,
+    DepthwiseConv1d,
+    nn.PReLU,
+    nn.Identity,
+    ChannelLayerNorm,
+    CumulativeLayerNorm,
+    nn.BatchNorm1d,
+)
+
+
 class History:
     """The frames that a dilated convolution still needs, in a buffer that seldom moves.
 
@@ -258,15 +270,14 @@ class Separator(nn.Module):
         Raises:
             Unsupported: the separator is not causal, a norm looks ahead, or parts were exchanged for others.
         """
-        plain = (nn.Conv1d, DepthwiseConv1d, nn.PReLU, nn.Identity, ChannelLayerNorm, CumulativeLayerNorm)
-        for part in (part for block in self.blocks for part in (block.norm, block.depthwise_norm, self.input_norm)):
-            ahead = isinstance(part, nn.GroupNorm) or (isinstance(part, nn.BatchNorm1d) and part.training)
-            if ahead or not all(block.causal for block in self.blocks):
-                raise Unsupported("streaming needs a causal model with cumulative or frame-wise norm")
-        leaves = (part for part in self.modules() if not any(True for _ in part.children()))
-        for part in leaves:
-            if type(part) not in (*plain, nn.BatchNorm1d):
-                raise Unsupported(f"streaming knows the parts of the network only, got {type(part).__name__}")
+        norms = [self.input_norm, *(norm for block in self.blocks for norm in (block.norm, block.depthwise_norm))]
+        batch = [isinstance(norm, nn.BatchNorm1d) and norm.training for norm in norms]
+        ahead = any(batch) or any(isinstance(norm, nn.GroupNorm) for norm in norms)
+        if ahead or not all(block.causal for block in self.blocks):
+            raise Unsupported("streaming needs a causal model with cumulative or frame-wise norm")
+        for part in self.modules():
+            if not any(True for _ in part.children()) and type(part) not in _STREAMED:
+                raise Unsupported(f"streaming knows the network's own layers only, got {type(part).__name__}")
         return SeparatorState(_norm_state(self.input_norm, like), [block.initial_state(like) for block in self.blocks])
 
     def step(self, w: Tensor, state: SeparatorState) -> Tensor:
