@@ -135,14 +135,17 @@ def separate_stream(
                 output.flush()
 
         with torch.inference_mode():
-            for block in stream.blocks(options.block):
-                started = time.perf_counter()
-                level.mixture(block)
-                keep(0, block[None])
-                x = torch.from_numpy(block)[None].to(weight.device, weight.dtype)
-                give(engine.push(x)[0].float().cpu().numpy())
-                took = time.perf_counter() - started
-                count, slowest, busy = count + len(block), max(slowest, took), busy + took
+            try:
+                for block in stream.blocks(options.block):
+                    started = time.perf_counter()
+                    level.mixture(block)
+                    keep(0, block[None])
+                    x = torch.from_numpy(block)[None].to(weight.device, weight.dtype)
+                    give(engine.push(x)[0].float().cpu().numpy())
+                    took = time.perf_counter() - started
+                    count, slowest, busy = count + len(block), max(slowest, took), busy + took
+            except KeyboardInterrupt:  # how a listener ends what has no end of its own
+                pass
             if count < network.config.kernel_size:
                 raise DataError(
                     f"the stream has {count} samples, the network needs {network.config.kernel_size} at least"
