@@ -222,6 +222,15 @@ def test_errors_name_the_argument():
         tiny(num_sources=1, mask_act="softmax")
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True, "norm": "cumulative", "ends": "padded"}], ids=["", "causal"])
+def test_exported_programs_take_any_length(options: dict[str, Any]):
+    model = tiny(**options)
+    time = torch.export.Dim("time", min=40, max=100_000)
+    program = torch.export.export(model, (mixture(),), dynamic_shapes=({1: time},), strict=False)
+    x = mixture(length=517)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_useless_last_residual_is_not_trained():
     model = tiny()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}

@@ -236,7 +236,8 @@ class ConvTasNet(nn.Module):
         w = self.encode(mixture)
         y = self.decode(w, self.separator(w))
         length = x.shape[-1]
-        y = y[..., left : left + length] if left or right else F.pad(y, (0, length - y.shape[-1]))
+        # One form for all ends, so that exported programs take any length.
+        y = F.pad(y, (-left, left + length - y.shape[-1]))
         return y.squeeze(0) if x.dim() == 1 else y
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.errors import Unsupported, unknown
+from convatlas.nn.activation import ScalarPReLU
 from convatlas.nn.depthwise import DepthwiseConv1d
 from convatlas.nn.norm import ChannelLayerNorm, CumulativeLayerNorm, CumulativeMoments
 
@@ -60,7 +61,7 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
 _STREAMED = (
     nn.Conv1d,
     DepthwiseConv1d,
-    nn.PReLU,
+    ScalarPReLU,
     nn.Identity,
     ChannelLayerNorm,
     CumulativeLayerNorm,
@@ -143,7 +144,7 @@ class TCNBlock(nn.Module):
         reach = (kernel_size - 1) * dilation
         self.reach, self.causal = reach, causal
         self.conv = nn.Conv1d(channels, hidden_channels, 1, bias=bias)
-        self.act = nn.PReLU()
+        self.act = ScalarPReLU()
         self.norm = make_norm(norm, hidden_channels)
         self.depthwise = DepthwiseConv1d(
             hidden_channels,
@@ -153,7 +154,7 @@ class TCNBlock(nn.Module):
             dilation=dilation,
             bias=bias,
         )
-        self.depthwise_act = nn.PReLU()
+        self.depthwise_act = ScalarPReLU()
         self.depthwise_norm = make_norm(norm, hidden_channels)
         self.residual = nn.Conv1d(hidden_channels, channels, 1, bias=bias)
         self.skip = nn.Conv1d(hidden_channels, skip_channels, 1, bias=bias) if skip_channels else None
@@ -242,7 +243,7 @@ class Separator(nn.Module):
             )
             for index in range(num_blocks * num_repeats)
         )
-        self.mask_prelu = nn.PReLU() if mask_prelu else nn.Identity()
+        self.mask_prelu = ScalarPReLU() if mask_prelu else nn.Identity()
         self.mask = nn.Conv1d(skip_channels or bottleneck_channels, num_sources * features, 1, bias=bias)
         if skip_channels:
             # Its output goes nowhere: it is there because published checkpoints have it.
