@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audio.tones import RATE, TINY, tone
 from convatlas.audio.live_separation import LiveLevel, separate_stream
@@ -21,6 +22,7 @@ from convatlas.cli.main import main
 from convatlas.data.audio import read_audio, resample, write_audio
 from convatlas.data.sound_streams import PcmStream, encode_pcm
 from convatlas.errors import DataError, Unsupported
+from convatlas.networks.conv_tasnet.network import ConvTasNet
 from convatlas.networks.registry import create_model
 from convatlas.ops.source_level import match_level, mixture_consistent
 
@@ -229,3 +231,26 @@ def test_the_verb_separates_a_pipe(trained: Path, tmp_path: Path, capsys: Any, m
     sys.stdin.buffer.seek(0)
     assert main(["predict", str(trained), "-", "--out", str(tmp_path / "wav")]) == 1
     assert "no WAV; raw samples need to be told by raw" in capsys.readouterr().err
+
+
+def test_a_published_checkpoint_needs_no_run(trained: Path, tmp_path: Path, capsys: Any):
+    case = Path(__file__).parents[1] / "golden" / "cases" / "conv_tasnet" / "asteroid_gln_skip"
+    args = {**json.loads(case.with_suffix(".json").read_text())["config"], "sample_rate": RATE}
+    weights = load_file(case.with_suffix(".safetensors"))
+    state = {key.removeprefix("weights."): value.float() for key, value in weights.items() if "weights." in key}
+    torch.save({"model_name": "ConvTasNet", "model_args": args, "state_dict": state}, tmp_path / "model.bin")
+    own = ConvTasNet.from_pretrained(tmp_path / "model.bin")
+    write_audio(tmp_path / "mix.wav", mixture() / 2, RATE)
+    words = ["separate", str(tmp_path / "mix.wav"), "--floats", "-o", str(tmp_path / "out"), "--checkpoint"]
+    assert main([*words, str(tmp_path / "model.bin"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Predictions of model.bin"
+    found = results(tmp_path / "out", "mix")
+    expected = own.separate(torch.from_numpy(read_audio(tmp_path / "mix.wav").read()[0])).detach()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for ours in (trained, trained / "checkpoints" / "best.safetensors"):
+        assert main([*words, str(ours), "--level", "none"]) == 0
+        assert "written: " in capsys.readouterr().out
+    assert main([*words, str(trained), "--options", '{"sample_rate": 16000}']) == 2
+    assert "--options cannot change a network of ours" in capsys.readouterr().err
+    assert main([*words, str(trained), "--options", "{"]) == 2
+    assert main([*words, str(tmp_path / "mix.wav")]) == 1

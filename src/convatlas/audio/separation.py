@@ -37,6 +37,7 @@ from convatlas.nn.separation_losses import PITLoss, SignalRatioLoss
 from convatlas.ops.signal_ratios import Ratio
 from convatlas.report import Report
 from convatlas.training.left_out import tell_skipped
+from convatlas.training.progress import progress
 from convatlas.training.run import Run
 from convatlas.training.sampling import mixed_seed
 from convatlas.training.task import GradientTask
@@ -185,7 +186,8 @@ class Separation(GradientTask):
             sources=self.sources,
             part=self.part,
         )
-        found = read_mixtures(data, reading)
+        with progress("looking at files", None):
+            found = read_mixtures(data, reading)
         for part in found.values():
             if isinstance(part, Mixtures) and len(cast(Any, part.entries[0]).parts) != config.num_sources:
                 have = len(cast(Any, part.entries[0]).parts)
@@ -364,21 +366,9 @@ class Separation(GradientTask):
             DataError: nothing can be read.
             Unsupported: a stream is asked of a network that needs the future.
         """
-        from convatlas.audio.separation_reports import prediction_report
+        from convatlas.audio.separation_inputs import separate_inputs
 
-        options = options or Separating()
-        if [str(each) for each in inputs] == ["-"]:
-            from convatlas.audio.live_separation import separate_standard_input
-
-            report = separate_standard_input(self.model, self.network.eval(), Path(folder), options)
-        else:
-            from convatlas.audio.separation_files import separate_files
-
-            done, skipped = separate_files(self.network.eval(), inputs, Path(folder), options)
-            tell_skipped(skipped)
-            report = prediction_report(self, done, skipped, Path(folder))
-        report.save(folder)
-        return report
+        return separate_inputs(self.model, self.network, inputs, Path(folder), options or Separating())
 
     def report(self, run: Run) -> Report:
         """Curves, quality on test mixtures beside ideal masks, pictures and sounds of a finished run."""

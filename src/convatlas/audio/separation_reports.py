@@ -159,9 +159,7 @@ def comparison_report(tasks: Mapping[str, Separation], runs: Mapping[str, Run], 
     return Report(f"{listed(tasks)} on {first.data}", summary, sections, provenance(data=first.data))
 
 
-def prediction_report(
-    task: Separation, done: Sequence[SeparatedFile], skipped: Sequence[Skipped], folder: Path
-) -> Report:
+def prediction_report(model: str, rate: int, done: Sequence[SeparatedFile], skipped: Sequence[Skipped]) -> Report:
     """What was written, with the beginning of some to see and to hear."""
     rows: list[list[Cell]] = [
         [each.name, each.length, each.how, each.seconds / each.length, each.note or None] for each in done[:_MOST_ROWS]
@@ -172,7 +170,7 @@ def prediction_report(
     links = {path: path for each in done[:_MOST_ROWS] for path in each.paths}
     parts: list[Part] = []
     for each in done[:_MOST_FILES]:
-        parts += beginning(f"{each.name}: the beginning", each.shown, task.network.sample_rate)
+        parts += beginning(f"{each.name}: the beginning", each.shown, rate)
     sections = [
         Section("Separated", [table]),
         Section("Pictures and sounds", parts),
@@ -181,10 +179,8 @@ def prediction_report(
     ]
     files = "1 recording" if len(done) == 1 else f"{len(done)} recordings"
     seconds = sum(each.length for each in done)
-    summary = (
-        f"{task.model} separated {files}, {seconds:.1f} s of sound, in {sum(each.seconds for each in done):.1f} s."
-    )
-    return Report(f"Predictions of {task.model}", summary, sections, provenance())
+    summary = f"{model} separated {files}, {seconds:.1f} s of sound, in {sum(each.seconds for each in done):.1f} s."
+    return Report(f"Predictions of {model}", summary, sections, provenance())
 
 
 def beginning(title: str, shown: Samples, rate: int) -> list[Part]:
