@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convatlas.errors import CheckpointError
 from convatlas.weights import Checkpoint, Layout
 
-__all__ = ["LAYOUTS", "describe"]
+__all__ = ["LAYOUTS", "asteroid_config", "describe", "kaituoxu_config"]
 
 #: asteroid's names of norms.
 _ASTEROID_NORMS = {
