@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from audio.tones import RATE, TINY, tone, write_mixtures, write_speakers
+from audio.tones import RATE, TINY, task, tone, write_mixtures, write_speakers
 from convatlas.audio.separation import Separation
 from convatlas.audio.separation_evaluation import ideal_estimates, measure_mixtures, separate_like
 from convatlas.audio.separation_options import Measuring
@@ -26,34 +26,16 @@ from convatlas.networks.registry import create_model
 from convatlas.ops.separation_quality import bss_eval_sources
 from convatlas.ops.signal_ratios import si_snr
 from convatlas.training.optim import learning_rate, make_optimizer
-from convatlas.training.settings import Training
 from convatlas.training.task import open_task, split_settings
 
 pytest.importorskip("soundfile")
-SHORT: dict[str, Any] = {**Separation.defaults, "epochs": 3, "lr": 0.01}
-
-
-def task(data: Path | str, **settings: Any) -> Separation:
-    given = {"segment": 0.25, "options": TINY, "epoch_mixtures": 160, "held_out_mixtures": 4, **settings}
-    return Separation(data=str(data), **given)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a network that has learned to tell a hum from a whistle."""
-    root = tmp_path_factory.mktemp("separation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONVATLAS_PROGRESS", "0")
-        report = task(write_speakers(root / "speakers")).fit(root / "run", Training(**SHORT))
-    assert "raises the SI-SNR of 4 mixtures by" in report.summary
-    return root / "run"
 
 
 def test_a_run_separates_and_can_be_opened(trained: Path):
     with (trained / "quality.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     gains = [float(row["SI-SNRi"]) for row in rows]
-    assert len(gains) == 4
+    assert len(gains) == 3
     assert np.mean(gains) > 5
     opened = open_task(trained)
     assert isinstance(opened, Separation)
@@ -79,8 +61,8 @@ def test_other_mixtures_can_be_evaluated(trained: Path, tmp_path: Path):
     table = told["sections"][0]["parts"][0]
     by_name = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
     assert by_name["mixture as it is"]["SI-SNRi [dB]"] == 0
-    assert by_name["ideal ratio mask"]["SI-SNRi [dB]"] > by_name["conv_tasnet"]["SI-SNRi [dB]"] > 5
-    assert by_name["conv_tasnet"]["SDRi [dB]"] > 5
+    assert by_name["ideal ratio mask"]["SI-SNRi [dB]"] > by_name["conv_tasnet_causal"]["SI-SNRi [dB]"] > 5
+    assert by_name["conv_tasnet_causal"]["SDRi [dB]"] > 5
     left_out = {row[0]: row[1] for row in told["sections"][2]["parts"][0]["rows"]}
     assert left_out["1"] == "s1/1.wav is silent"
     assert left_out["mix/2.wav"].startswith("lengths differ")
@@ -123,7 +105,7 @@ def test_losses_know_whether_the_order_matters():
         fixed.network = free.network = create_model("conv_tasnet", **TINY)
         value = free.losses(batch)["loss"]
         torch.testing.assert_close(value, free.losses(swapped)["loss"])
-        assert float((fixed.losses(batch)["loss"] - fixed.losses(swapped)["loss"]).abs()) > 1e-3
+        assert not torch.allclose(fixed.losses(batch)["loss"], fixed.losses(swapped)["loss"], atol=1e-3)
         assert value <= fixed.losses(batch)["loss"] + 1e-6
     assert free.unreadable == {"x": "is silent"}
     assert free.losses({**batch, "mixture": [], "sources": []}) == {}

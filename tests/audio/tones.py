@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from convatlas.audio.separation import Separation
 from convatlas.data.audio import write_audio
 
 RATE = 4000
@@ -47,3 +48,9 @@ def write_mixtures(root: Path, count: int, first: int = 0, samples: int = 2000) 
         for name, values in (("mix", one + two), ("s1", one), ("s2", two)):
             write_audio(root / name / f"{number}.wav", values, RATE, subtype="FLOAT")
     return root
+
+
+def task(data: Path | str, **settings: Any) -> Separation:
+    """A small task on these."""
+    given = {"segment": 0.25, "options": TINY, "epoch_mixtures": 96, "held_out_mixtures": 3, **settings}
+    return Separation(data=str(data), **given)

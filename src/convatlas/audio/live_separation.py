@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from convatlas.audio.separation_reports import beginning
 from convatlas.data.sound_streams import GrowingWav, PcmStream, encode_pcm, read_wav_header
 from convatlas.errors import DataError, Unsupported
 from convatlas.networks.conv_tasnet.network import ConvTasNet
-from convatlas.report import Files, Note, Report, Section, Table
+from convatlas.report import Cell, Files, Note, Report, Section, Table
 from convatlas.training.measure import provenance
 
 __all__ = ["LiveLevel", "separate_standard_input", "separate_stream"]
@@ -77,7 +77,7 @@ def separate_standard_input(model: str, network: ConvTasNet, folder: Path, optio
     else:
         stream = PcmStream(sys.stdin.buffer, options.raw, options.rate or network.sample_rate, options.channels)
     # Standard output itself: what the command prints goes elsewhere meanwhile.
-    output = sys.__stdout__.buffer if options.takes_stdout and sys.__stdout__ is not None else None
+    output: Any = sys.__stdout__.buffer if options.takes_stdout and sys.__stdout__ is not None else None
     return separate_stream(model, network, stream, folder, options, output=output, engine=engine)
 
 
@@ -135,21 +135,24 @@ def separate_stream(
                 output.flush()
 
         with torch.inference_mode():
-            for block in stream.blocks(options.block):
-                started = time.perf_counter()
-                level.mixture(block)
-                keep(0, block[None])
-                x = torch.from_numpy(block)[None].to(weight.device, weight.dtype)
-                give(engine.push(x)[0].float().cpu().numpy())
-                took = time.perf_counter() - started
-                count, slowest, busy = count + len(block), max(slowest, took), busy + took
+            try:
+                for block in stream.blocks(options.block):
+                    started = time.perf_counter()
+                    level.mixture(block)
+                    keep(0, block[None])
+                    x = torch.from_numpy(block)[None].to(weight.device, weight.dtype)
+                    give(engine.push(x)[0].float().cpu().numpy())
+                    took = time.perf_counter() - started
+                    count, slowest, busy = count + len(block), max(slowest, took), busy + took
+            except KeyboardInterrupt:  # how a listener ends what has no end of its own
+                pass
             if count < network.config.kernel_size:
                 raise DataError(
                     f"the stream has {count} samples, the network needs {network.config.kernel_size} at least"
                 )
             give(engine.finish()[0].float().cpu().numpy())
     seconds = count / network.sample_rate
-    rows = [["sound [s]", seconds], ["computing [s]", busy], ["real-time factor", busy / seconds]]
+    rows: list[list[Cell]] = [["sound [s]", seconds], ["computing [s]", busy], ["real-time factor", busy / seconds]]
     rows += [["block [ms]", 1000 * options.block / network.sample_rate], ["slowest block [ms]", 1000 * slowest]]
     rows += [["delay of the network [ms]", 1000 * network.latency / network.sample_rate]]
     sections = [

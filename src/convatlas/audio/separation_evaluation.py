@@ -183,10 +183,7 @@ def _sdr(found: Tensor, sources: Tensor) -> float:
 def mean_quality(measured: Iterable[Measured], of: Callable[[Measured], Quality]) -> Quality:
     """Means over mixtures of the quality that ``of`` takes from each."""
     rows = [of(each) for each in measured]
-    columns: list[Any] = [
-        None if None in column else statistics.fmean(column)  # type: ignore[arg-type]
-        for column in zip(*rows, strict=True)
-    ]
+    columns: list[Any] = [None if None in column else statistics.fmean(column) for column in zip(*rows, strict=True)]
     return Quality(*columns)
 
 

@@ -25,7 +25,7 @@ from convatlas.networks.conv_tasnet.network import ConvTasNet
 from convatlas.ops.chunked_separation import ChunkedSeparation
 from convatlas.training.progress import progress
 
-__all__ = ["SeparatedFile", "Streamed", "separate_files", "source_marks"]
+__all__ = ["Engine", "SeparatedFile", "Streamed", "separate_files", "source_marks"]
 
 Samples = npt.NDArray[np.float32]
 

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         hints = get_type_hints(cls)
         for entry in dataclasses.fields(cls):
             flag, hint = f"--{entry.name.replace('_', '-')}", hints[entry.name]
-            common = {"dest": entry.name, "help": told.get(entry.name, ""), "default": entry.default}
+            common: dict[str, Any] = {"dest": entry.name, "help": told.get(entry.name, ""), "default": entry.default}
             if hint is bool:
                 self.add_argument(flag, action="store_true", **common)
                 continue

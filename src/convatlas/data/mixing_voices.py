@@ -245,7 +245,7 @@ class Made:
 class Mixtures:
     """Mixtures of one split, and the files that were left out with the reasons."""
 
-    entries: tuple[Given, ...] | tuple[Made, ...]
+    entries: tuple[Given | Made, ...]
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -258,7 +258,7 @@ class Mixtures:
 
     def subset(self, rows: Sequence[int]) -> Mixtures:
         """The entries at some places; ``skipped`` stays that of the whole."""
-        return Mixtures(tuple(self.entries[row] for row in rows), self.skipped)  # type: ignore[arg-type]
+        return Mixtures(tuple(self.entries[row] for row in rows), self.skipped)
 
 
 @dataclass(frozen=True, eq=False)
