@@ -191,8 +191,8 @@ LAYOUTS: dict[str, Layout] = {
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of `ConvTasNetConfig` that a checkpoint tells: by its metadata, else by keys and shapes.
 
-    This library, asteroid and kaituoxu's code store all settings. The others do not, so that the number of repeats is taken to be
-    that of blocks of eight, and activations, stride and sample rate are those of the code's defaults.
+    This library, asteroid and kaituoxu's code store all settings. The others do not: blocks are taken to come in
+    repeats of eight, and activations, stride and sample rate are those of the code's defaults.
 
     Raises:
         CheckpointError: it is none of the known layouts, or its settings are unknown.
