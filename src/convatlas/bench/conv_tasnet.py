@@ -176,8 +176,9 @@ def _network(what: str, device: torch.device) -> dict[str, Call]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradient = torch.randn(model(x).shape, device=device)
 
-    def gradients(call: Callable[[], Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(call(), trained, gradient)
+    def gradients(call: Callable[[], Tensor]) -> Tensor:
+        # Compared as one vector: single slopes are small sums of large terms, which float32 does not tell.
+        return torch.cat([part.flatten() for part in torch.autograd.grad(call(), trained, gradient)])
 
     return {name: partial(gradients, call) for name, call in sides.items()}
 
