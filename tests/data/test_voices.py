@@ -42,6 +42,8 @@ def test_seeds():
     one, again, other = (simulated_mixtures(2, seconds=0.1, seed=seed).mixture for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.1
+    low, high = (np.abs(voices(speaker, 1, seed=1)[0]).reshape(-1, 80).mean(1) for speaker in ("low", "high"))
+    assert abs(np.corrcoef(low, high)[0, 1]) < 0.9  # syllables of their own
     pool = simulated_mixtures(30, seconds=0.05, voices_per_speaker=2).sources
     firsts = {np.round(source / source.std(), 3).tobytes() for source in pool.reshape(60, -1)}
     assert len(firsts) <= 12  # four voices, apart from rounding

@@ -231,6 +231,14 @@ def test_exported_programs_take_any_length(options: dict[str, Any]):
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def test_weights_of_the_first_version_begin_by_xaviers_rule():
+    torch.manual_seed(0)
+    model = create_model("conv_tasnet_v1", num_blocks=1, num_repeats=1)
+    for layer in (model.separator.blocks[0].conv, model.separator.mask):
+        outputs, inputs = layer.weight.shape[:2]
+        assert layer.weight.std().item() == pytest.approx((2 / (inputs + outputs)) ** 0.5, rel=0.02)
+
+
 def test_useless_last_residual_is_not_trained():
     model = tiny()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}

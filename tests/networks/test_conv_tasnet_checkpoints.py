@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convatlas.errors import CheckpointError
 from convatlas.networks.conv_tasnet.network import ConvTasNet, ConvTasNetConfig
-from convatlas.weights import load_weights
+from convatlas.weights import load_weights, save_weights
 
 TINY: dict[str, Any] = {
     "num_filters": 12,
@@ -185,6 +185,13 @@ def test_packages_of_kaituoxu_count_layers_by_causality(tmp_path: Path):
         assert found.config == model.config
         x = mixture()
         torch.testing.assert_close(found.double()(x), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_own_files_tell_their_settings(tmp_path: Path):
+    model = tiny(norm="cumulative", causal=True, ends="padded", stride=3)
+    found = ConvTasNet.from_pretrained(save_weights(model, tmp_path / "own.safetensors"))
+    assert found.config == model.config
+    torch.testing.assert_close(found.double()(mixture()), model(mixture()))
 
 
 def test_files_that_do_not_belong_are_refused(tmp_path: Path):

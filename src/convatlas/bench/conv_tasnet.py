@@ -175,7 +175,12 @@ def _network(what: str, device: torch.device) -> dict[str, Call]:
         return {name: forward(call) for name, call in sides.items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradient = torch.randn(model(x).shape, device=device)
-    return {name: (lambda call=call: torch.autograd.grad(call(), trained, gradient)) for name, call in sides.items()}
+
+    def gradients(call: Callable[[], Tensor]) -> Tensor:
+        # Compared as one vector: single slopes are small sums of large terms, which float32 does not tell.
+        return torch.cat([part.flatten() for part in torch.autograd.grad(call(), trained, gradient)])
+
+    return {name: partial(gradients, call) for name, call in sides.items()}
 
 
 def _literal(model: ConvTasNet, x: Tensor) -> Tensor:

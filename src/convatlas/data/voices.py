@@ -84,7 +84,8 @@ def voices(
         raise ValueError(
             f"count must be at least 1, sample_rate 1000 and seconds one sample, got {count}, {sample_rate}, {seconds}"
         )
-    rng = np.random.default_rng(seed)
+    # With one seed, speakers of different kinds still speak at different times.
+    rng = np.random.default_rng([seed, list(SPEAKERS).index(speaker)]) if isinstance(seed, int) else seed
     kind = SPEAKERS[speaker]
     length = round(seconds * sample_rate)
     return np.stack([_voice(kind, length, sample_rate, rng) for _ in range(count)])

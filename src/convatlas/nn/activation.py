@@ -56,7 +56,7 @@ class _ScalarPReLU(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         slope = torch.dot(g.flatten(), x.clamp(max=0).flatten()).view(1)

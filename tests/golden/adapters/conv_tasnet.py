@@ -14,6 +14,8 @@ from convatlas.ops.separation_quality import bss_eval_sources, sdr_improvement
 from convatlas.ops.signal_ratios import si_snr_improvement
 from golden.cases import Case
 
+#: What the codes call the output of the encoder, and the masks.
+_FEATURES, _MASKS = ("encoded", "tf_rep", "mixture_w", "enc_output"), ("mask", "masks", "est_mask")
 _RATIOS = {"sisdr": "si_snr", "sdsdr": "sd_sdr", "snr": "snr"}
 
 
@@ -59,10 +61,9 @@ def _network(case: Case, fields: dict[str, Any]) -> dict[str, Tensor]:
     x = case.inputs["mixture"].requires_grad_("cotangent" in case.inputs)
     sources = model(x)
     results = {"sources": sources}
-    if {"encoded", "encoder", "tf_rep", "mask", "masks"} & case.outputs.keys():
+    if {*_FEATURES, *_MASKS} & case.outputs.keys():
         features = model.encode(x)
-        masks = model.separator(features)
-        results |= dict.fromkeys(("encoded", "encoder", "tf_rep"), features) | dict.fromkeys(("mask", "masks"), masks)
+        results |= dict.fromkeys(_FEATURES, features) | dict.fromkeys(_MASKS, model.separator(features))
     if "cotangent" in case.inputs:
         results |= case.gradients(model, sources, dict.fromkeys(("grad_input", "grad_mixture"), x))
     return {name: results[name] for name in case.outputs}
@@ -70,12 +71,13 @@ def _network(case: Case, fields: dict[str, Any]) -> dict[str, Tensor]:
 
 def _measure(case: Case, name: str) -> Tensor:
     if name.startswith("masked"):
-        loss = PITLoss()
-        lengths = case.inputs["lengths"]
-        found = loss.match(case.inputs["est2"], case.inputs["ref2_padded"], lengths)
+        padded = next(key for key in case.inputs if key.endswith("_padded"))
+        estimates = case.inputs[padded.replace("ref", "est").removesuffix("_padded")]
+        found = PITLoss().match(estimates, case.inputs[padded], case.inputs["lengths"])
         return found.loss if name == "masked_loss" else -found.losses[:, None]
     if match := re.fullmatch(r"(bss_(sdr|sir|sar|perm)|sdri)_(\d+)", name):
-        estimates, references = (case.inputs[f"{key}2"][int(match[3])] for key in ("est", "ref"))
+        few = min(case.config["n_src"])
+        estimates, references = (case.inputs[f"{key}{few}"][int(match[3])] for key in ("est", "ref"))
         if match[1] == "sdri":
             return sdr_improvement(estimates, references, references.sum(0))
         quality = bss_eval_sources(estimates, references)

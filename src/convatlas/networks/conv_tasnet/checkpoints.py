@@ -6,6 +6,7 @@ the first version of the paper, and of torchaudio. The last one was not tried on
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from convatlas.errors import CheckpointError
 from convatlas.weights import Checkpoint, Layout
 
-__all__ = ["LAYOUTS", "describe"]
+__all__ = ["LAYOUTS", "asteroid_config", "describe", "kaituoxu_config"]
 
 #: asteroid's names of norms.
 _ASTEROID_NORMS = {
@@ -188,14 +189,17 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of `ConvTasNetConfig` that a foreign checkpoint tells: by its metadata, else by keys and shapes.
+    """The fields of `ConvTasNetConfig` that a checkpoint tells: by its metadata, else by keys and shapes.
 
-    asteroid and kaituoxu's code store all settings. The others do not, so that the number of repeats is taken to be
-    that of blocks of eight, and activations, stride and sample rate are those of the code's defaults.
+    This library, asteroid and kaituoxu's code store all settings. The others do not: blocks are taken to come in
+    repeats of eight, and activations, stride and sample rate are those of the code's defaults.
 
     Raises:
         CheckpointError: it is none of the known layouts, or its settings are unknown.
     """
+    if checkpoint.metadata.get("model") == "ConvTasNet" and "config" in checkpoint.metadata:
+        own: dict[str, Any] = json.loads(checkpoint.metadata["config"])
+        return own
     content = checkpoint.content if isinstance(checkpoint.content, Mapping) else {}
     if isinstance(arguments := content.get("model_args"), Mapping):
         return asteroid_config(arguments)

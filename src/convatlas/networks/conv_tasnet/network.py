@@ -34,6 +34,7 @@ __all__ = ["PUBLISHED", "VARIANTS", "ConvTasNet", "ConvTasNetConfig", "MaskAct",
 
 MaskAct = Literal["sigmoid", "relu", "softmax", "tanh", "linear"]
 EncoderAct = Literal["linear", "relu"]
+Init = Literal["default", "xavier"]
 Ends = Literal["trimmed", "padded", "aligned"]
 
 
@@ -64,6 +65,8 @@ class ConvTasNetConfig(NetworkConfig):
         ends: what happens at the ends of a signal. ``trimmed``: frames as they fit, and zeros where no frame reached:
             up to stride - 1 samples at the end are lost. ``padded``: zeros on both sides, no sample is lost (first
             author's code). ``aligned``: zeros on both sides up to whole strides (torchaudio's code).
+        init: how weights begin: ``default`` (filters by Xavier's normal rule, all else as torch does) or ``xavier``
+            (that rule for every matrix, as in kaituoxu's code).
         sample_rate: of the signals that it is trained on, in Hz.
 
     Raises:
@@ -90,6 +93,7 @@ class ConvTasNetConfig(NetworkConfig):
     mask_prelu: bool = True
     filterbank: FilterbankKind = "free"
     ends: Ends = "trimmed"
+    init: Init = "default"
     sample_rate: int = 8000
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ class ConvTasNetConfig(NetworkConfig):
             ("encoder_act", self.encoder_act, EncoderAct),
             ("filterbank", self.filterbank, FilterbankKind),
             ("ends", self.ends, Ends),
+            ("init", self.init, Init),
         ):
             if value not in get_args(kinds):
                 raise unknown(name, str(value), get_args(kinds))
@@ -189,6 +194,10 @@ class ConvTasNet(nn.Module):
             bias=config.bias,
         )
         self.decoder = Decoder(banks[1], stride)
+        if config.init == "xavier":
+            for parameter in self.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_normal_(parameter)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **overrides: Any) -> Self:
@@ -393,6 +402,7 @@ VARIANTS: dict[str, ConvTasNetConfig] = {
     "conv_tasnet_v1": ConvTasNetConfig(
         num_filters=256, kernel_size=20, bottleneck_channels=256, num_repeats=4, skip_channels=0, mask_act="relu",
         input_norm="frame", encoder_act="relu", bias=False, mask_prelu=False,
+        init="xavier",
     ),
 }  # fmt: skip
 

@@ -254,7 +254,7 @@ class Separator(nn.Module):
         u: Tensor = self.bottleneck(self.input_norm(w))
         skips: Tensor | None = None
         last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             h = block(u)
             if block.skip is None:
                 u = u + block.residual(h)
@@ -271,15 +271,17 @@ class Separator(nn.Module):
         Raises:
             Unsupported: the separator is not causal, a norm looks ahead, or parts were exchanged for others.
         """
-        norms = [self.input_norm, *(norm for block in self.blocks for norm in (block.norm, block.depthwise_norm))]
+        norms = [self.input_norm, *(norm for block in self._blocks() for norm in (block.norm, block.depthwise_norm))]
         batch = [isinstance(norm, nn.BatchNorm1d) and norm.training for norm in norms]
         ahead = any(batch) or any(isinstance(norm, nn.GroupNorm) for norm in norms)
-        if ahead or not all(block.causal for block in self.blocks):
+        if ahead or not all(block.causal for block in self._blocks()):
             raise Unsupported("streaming needs a causal model with cumulative or frame-wise norm")
         for part in self.modules():
             if not any(True for _ in part.children()) and type(part) not in _STREAMED:
                 raise Unsupported(f"streaming knows the network's own layers only, got {type(part).__name__}")
-        return SeparatorState(_norm_state(self.input_norm, like), [block.initial_state(like) for block in self.blocks])
+        return SeparatorState(
+            _norm_state(self.input_norm, like), [block.initial_state(like) for block in self._blocks()]
+        )
 
     def step(self, w: Tensor, state: SeparatorState) -> Tensor:
         """Masks (B, C, N, n) of the next features (B, N, n); the state goes on to what comes then."""
@@ -287,7 +289,7 @@ class Separator(nn.Module):
         x, state.input_norm = _norm_step(self.input_norm, w.transpose(1, 2), state.input_norm)
         u = _pointwise(self.bottleneck, x)
         skips: Tensor | None = None
-        for block, past in zip(self.blocks, state.blocks, strict=True):
+        for block, past in zip(self._blocks(), state.blocks, strict=True):
             h = block.step(u, past)
             if block.skip is not None:
                 skip = _pointwise(block.skip, h)
@@ -296,6 +298,9 @@ class Separator(nn.Module):
                 u = u + _pointwise(block.residual, h)
         masks = _pointwise(self.mask, self.mask_prelu(u if skips is None else skips))
         return self._activated(masks.unflatten(2, (self.num_sources, -1)).permute(0, 2, 3, 1))
+
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
 
     def _activated(self, masks: Tensor) -> Tensor:
         if self.mask_act == "sigmoid":
