@@ -103,23 +103,13 @@ def evaluation_report(
     shown = _shown(task, mixtures, measured)
     rate = task.network.sample_rate
     written = {} if folder is None else _write_samples(folder / "samples", shown, rate)
+    files = [Section("Files", [Files("Pictures; the sounds lie beside them as WAV files", written)])] if written else []
+    notes = [Note(f"{note}.") for note in task.notes]
     sections = [
-        Section("Quality", [*_quality({task.model: measured}, task), _each_mixture(measured)]),
+        Section("Quality", [*_quality({task.model: measured}, task), _each_mixture(measured), *notes]),
         *_seen_and_heard(shown, rate),
         *skipped_sections({each.path: each.reason for each in skipped}),
-        *(
-            [
-                Section(
-                    "Files",
-                    [
-                        *(Note(f"{note}.") for note in task.notes),
-                        Files("Pictures; the sounds lie beside them as WAV files", written),
-                    ],
-                )
-            ]
-            if written
-            else []
-        ),
+        *files,
     ]
     return Report(f"Evaluation of {task.model}", _summary(task, measured), sections, provenance())
 
