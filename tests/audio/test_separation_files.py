@@ -123,6 +123,16 @@ def test_any_form_of_file_is_brought_to_the_network(tmp_path: Path, caplog: pyte
         separate_files(own, [tmp_path / "missing.wav"], tmp_path / "none", Separating())
 
 
+def test_whispers_are_separated_like_speech(tmp_path: Path):
+    own, found = network(), {}
+    for name, level in (("loud", 0.5), ("quiet", 1e-5)):
+        write_audio(tmp_path / f"{name}.wav", level * mixture(), RATE, subtype="FLOAT")
+        options = Separating(level="none", floats=True, chunk=0.5)
+        separate_files(own, [tmp_path / f"{name}.wav"], tmp_path / "out", options)
+        found[name] = results(tmp_path / "out", name) / level
+    np.testing.assert_allclose(found["quiet"], found["loud"], atol=1e-3 * np.abs(found["loud"]).max())
+
+
 def test_one_source_is_speech(tmp_path: Path):
     write_audio(tmp_path / "a.wav", mixture(), RATE)
     (done,), _ = separate_files(network(num_sources=1), [tmp_path / "a.wav"], tmp_path / "out", Separating())

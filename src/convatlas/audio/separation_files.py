@@ -31,6 +31,9 @@ Samples = npt.NDArray[np.float32]
 
 #: Seconds of each file that are kept to be shown.
 _SHOWN = 8.0
+#: Recordings with a lower peak are made louder for the network, to the second value: the norms of a network add 1e-8 to
+#: variances, which is much for whispers.
+_QUIET, _LIFTED = 0.01, 0.1
 #: Samples that are scaled and written at once.
 _WRITTEN = 1 << 18
 
@@ -152,6 +155,10 @@ def _separate_file(
     rate = network.sample_rate
     if audio.samples < network.config.kernel_size:
         raise DataError(f"{audio.path} is shorter than a frame of the network, {network.config.kernel_size} samples")
+    peak = max(float(np.abs(block).max()) for block in read_audio(audio.path).blocks(_WRITTEN, mono=True))
+    if peak == 0:
+        raise DataError(f"{audio.path} is silent")
+    lift = np.float32(_LIFTED / peak if peak < _QUIET else 1)
     note = _note(audio, name)
     chunk = max(2, 2 * round(options.chunk * rate / 2))
     engine, how = _engine(network, audio.samples, chunk)
@@ -163,17 +170,15 @@ def _separate_file(
 
         def keep(y: Tensor) -> None:
             if y.shape[1]:
-                for file, samples in zip(kept, meter.heard(y[0].float().cpu().numpy()), strict=True):
+                for file, samples in zip(kept, meter.heard(y[0].float().cpu().numpy() / lift), strict=True):
                     file.write(samples.tobytes())
 
         with torch.inference_mode(), progress(name, -(-audio.samples // chunk)) as advance:
             for block in audio.blocks(chunk, mono=True):
                 meter.mixture(block[0])
-                keep(engine.push(torch.from_numpy(block).to(weight.device, weight.dtype)))
+                keep(engine.push(torch.from_numpy(lift * block).to(weight.device, weight.dtype)))
                 advance()
             keep(engine.finish())
-        if meter.loudest == 0:
-            raise DataError(f"{audio.path} is silent")
         gains = meter.gains(options.level)
         written, heads = [], [audio.read(0, min(audio.samples, round(_SHOWN * rate)), mono=True)[0]]
         for mark, file, gain in zip(source_marks(len(kept)), kept, gains, strict=True):
