@@ -84,6 +84,8 @@ def test_several_training_parts_need_a_choice(tmp_path: Path):
     with pytest.raises(DataError, match="several parts to train on, train-100, train-360: choose one"):
         read_mixtures(tmp_path, Reading())
     assert len(read_mixtures(tmp_path, Reading(part="train-360"))["train"]) == 2
+    (tmp_path / "notes").mkdir()
+    assert list(read_mixtures(tmp_path, Reading(part="other", to_train=False))) == ["test"]
     with pytest.raises(DataError, match="part must be one of train-100, train-360, got train-3"):
         read_mixtures(tmp_path, Reading(part="train-3"))
 
@@ -149,6 +151,7 @@ def test_tables_of_librimix(tmp_path: Path):
     assert noisy.mixture.audio.path == root / "test" / "mix_both" / "1.wav"
     (both, _) = read_mixtures(tmp_path, Reading(scenario="enh_both"))["test"].entries
     assert [part.audio.path for part in both.parts] == [root / "test" / "mix_clean" / "0.wav"]
+    assert list(read_mixtures(tmp_path, Reading(to_train=False))) == ["val", "test"]
     with pytest.raises(DataError, match=r"no table mixture_.*_mix_single.csv, which the scenario enh_single needs"):
         read_mixtures(tmp_path, Reading(scenario="enh_single"))
 

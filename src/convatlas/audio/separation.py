@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from convatlas.errors import DataError, Unsupported
 from convatlas.networks.conv_tasnet.network import ConvTasNet, ConvTasNetConfig
 from convatlas.networks.registry import model_config, published_source
 from convatlas.nn.separation_losses import PITLoss, SignalRatioLoss
-from convatlas.ops.signal_ratios import Ratio
+from convatlas.ops.signal_ratios import Ratio, si_snr_improvement
 from convatlas.report import Report
 from convatlas.training.left_out import tell_skipped
 from convatlas.training.progress import progress
@@ -154,16 +154,16 @@ class Separation(GradientTask):
         if self.weights is not None:
             source = published_source(self.model) if self.weights == "published" else self.weights
             self.started_from = f"{self.weights}: {load_weights(self.network, source).summary()}"
-        self.splits = self._split(self._read(self.data), with_train=True)
+        self.splits = self._split(self._read(self.data))
         self.data_digest = mixtures_digest(self.splits)
         self.unreadable = {each.path: each.reason for part in self.splits.values() for each in part.skipped}
         train, length = self.splits["train"], round(self.segment * config.sample_rate)
         if isinstance(train, Mixtures):
-            long = [row for row, entry in enumerate(train.entries) if cast(Any, entry).samples >= length]
+            long = [row for row, entry in enumerate(train.given) if entry.samples >= length]
             for row in set(range(len(train))) - set(long):
                 self.unreadable[train.names[row]] = f"is shorter than a segment of {self.segment:g} s"
             if not long:
-                longest = max(cast(Any, entry).samples for entry in train.entries) / config.sample_rate
+                longest = max(entry.samples for entry in train.given) / config.sample_rate
                 raise DataError(
                     f"all training mixtures of {self.data} are shorter than segment, {self.segment:g} s; the longest "
                     f"has {longest:.2f} s"
@@ -174,8 +174,8 @@ class Separation(GradientTask):
         self.val_set: WholeMixtures = WholeMixtures(self.whole("val"))
         tell_skipped(Skipped(name, reason) for name, reason in self.unreadable.items())
 
-    def _read(self, data: str | Path) -> dict[str, Voices | Mixtures]:
-        """Sets by split; made ones of simulated voices."""
+    def _read(self, data: str | Path, *, to_train: bool = True) -> dict[str, Voices | Mixtures]:
+        """Sets by split."""
         config = self._config()
         if str(data) == "voices":
             return dict(_simulated(self._speakers(), self.segment, config.sample_rate))
@@ -185,12 +185,13 @@ class Separation(GradientTask):
             resample=self.resample,
             sources=self.sources,
             part=self.part,
+            to_train=to_train,
         )
         with progress("looking at files", None):
             found = read_mixtures(data, reading)
         for part in found.values():
-            if isinstance(part, Mixtures) and len(cast(Any, part.entries[0]).parts) != config.num_sources:
-                have = len(cast(Any, part.entries[0]).parts)
+            have = len(part.given[0].parts) if isinstance(part, Mixtures) else config.num_sources
+            if have != config.num_sources:
                 raise DataError(
                     f"the mixtures of {data} have {have} sources, but the network finds {config.num_sources}: set "
                     "num_sources in options"
@@ -202,11 +203,11 @@ class Separation(GradientTask):
         """Speakers of a mixture that is made."""
         return 2 if self.scenario == "enh_both" else self._config().num_sources
 
-    def _split(self, sets: dict[str, Voices | Mixtures], *, with_train: bool) -> dict[str, Voices | Mixtures]:
+    def _split(self, sets: dict[str, Voices | Mixtures]) -> dict[str, Voices | Mixtures]:
         held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
         if "all" in sets:
             return self._divided(sets["all"], held_out)
-        if "train" not in sets and with_train:
+        if "train" not in sets:
             raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
         if "val" not in sets:
             sets = {**sets, **self._divided(sets["train"], {"val": self.val_fraction})}
@@ -279,8 +280,6 @@ class Separation(GradientTask):
 
     def score(self, batch: dict[str, Any], metrics: Any) -> None:
         """Update the metrics with whole mixtures."""
-        from convatlas.ops.signal_ratios import si_snr_improvement
-
         self._note(batch)
         ratio = SignalRatioLoss("si_snr")
         for mixture, sources in zip(batch["mixture"], batch["sources"], strict=True):
@@ -341,7 +340,7 @@ class Separation(GradientTask):
         """
         if data is None:
             if not self.splits:
-                splits = self._split(self._read(self.data), with_train=True)
+                splits = self._split(self._read(self.data))
                 if mixtures_digest(splits) != self.data_digest:
                     raise DataError(
                         f"the sounds of {self.data} are not those of the training, so which of them were held out "
@@ -349,7 +348,7 @@ class Separation(GradientTask):
                     )
                 self.splits = splits
             return self.whole("test")
-        sets = self._read(data)
+        sets = self._read(data, to_train=False)
         return self._whole(next(sets[name] for name in ("test", "val", "all", "train") if name in sets), "test")
 
     def predict(self, inputs: Sequence[str | Path], folder: str | Path, options: Separating | None = None) -> Report:

@@ -252,6 +252,11 @@ class Mixtures:
         return len(self.entries)
 
     @property
+    def given(self) -> list[Given]:
+        """Those entries that were given, not made."""
+        return [entry for entry in self.entries if isinstance(entry, Given)]
+
+    @property
     def names(self) -> list[str]:
         """Names of the mixtures."""
         return [entry.name for entry in self.entries]
@@ -373,10 +378,12 @@ class MixedPieces(Dataset[dict[str, Any]]):
     def __init__(self, source: Maker | Mixtures, samples: int, count: int = 1) -> None:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        self.source, self.samples, self.count = source, samples, count
+        self.source, self.samples = source, samples
+        self.given = [] if isinstance(source, Maker) else source.given
+        self.count = count if isinstance(source, Maker) else len(self.given)
 
     def __len__(self) -> int:
-        return self.count if isinstance(self.source, Maker) else len(self.source)
+        return self.count
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple | list) else (key, key)
@@ -384,7 +391,7 @@ class MixedPieces(Dataset[dict[str, Any]]):
         try:
             if isinstance(self.source, Maker):
                 return _as_sample(self.source.make(random))
-            entry: Any = self.source.entries[index]
+            entry = self.given[index]
             start = int(random.integers(entry.samples - self.samples + 1))
             return _as_sample(entry.read(start, start + self.samples))
         except Unreadable as error:

@@ -54,6 +54,7 @@ class Reading:
         resample: whether files of another rate are resampled; they are an error otherwise.
         sources: names of the folders of the sources, where they are not s1, s2, ...
         part: which folder or table to train on, where there are several, e.g. ``train-360``.
+        to_train: whether parts to train on are wanted; otherwise they are left out where there are others.
 
     Raises:
         ValueError: there is no such scenario, or the rate is not positive.
@@ -64,6 +65,7 @@ class Reading:
     resample: bool = True
     sources: tuple[str, ...] = ()
     part: str | None = None
+    to_train: bool = True
     _rates: Counter[int] = field(default_factory=Counter, init=False, repr=False)
     _mixed_down: int = field(default=0, init=False, repr=False)
 
@@ -154,8 +156,9 @@ def read_mixtures(source: str | Path, reading: Reading) -> dict[str, Voices | Mi
         if tables:
             return _of_tables(tables, root, reading)
         folders = _subfolders(root)
-        parts = _chosen({folder.name: folder for folder in folders}, reading.part)
-        if "train" in parts or (parts and len(parts) == len(folders)):
+        parts = _chosen({folder.name: folder for folder in folders}, reading)
+        splits = {_split_of(folder.name) for folder in folders}
+        if parts and ("train" in splits or None not in splits):
             return {split: _of_folder(folder, reading) for split, folder in parts.items()}
         return {"all": _of_folder(root, reading)}
     except OSError as error:
@@ -176,15 +179,21 @@ def _inside(root: Path, rate: int) -> Path:
     return root
 
 
-def _chosen(named: Mapping[str, Path], part: str | None) -> dict[str, Path]:
+def _split_of(name: str) -> str | None:
+    return next((split for split, pattern in _SPLITS.items() if pattern.fullmatch(name)), None)
+
+
+def _chosen(named: Mapping[str, Path], reading: Reading) -> dict[str, Path]:
     """Folders or tables by split; of several for training, the one that was asked for."""
     found: dict[str, Path] = {}
-    for split, pattern in _SPLITS.items():
-        fitting = {name: path for name, path in named.items() if pattern.fullmatch(name)}
-        if split == "train" and part is not None and fitting:
-            if part not in fitting:
-                raise DataError(f"part must be one of {', '.join(fitting)}, got {part}")
-            fitting = {part: fitting[part]}
+    for split in _SPLITS:
+        fitting = {name: path for name, path in named.items() if _split_of(name) == split}
+        if split == "train" and not reading.to_train and len(named) > len(fitting):
+            continue
+        if split == "train" and reading.part is not None and fitting:
+            if reading.part not in fitting:
+                raise DataError(f"part must be one of {', '.join(fitting)}, got {reading.part}")
+            fitting = {reading.part: fitting[reading.part]}
         if len(fitting) > 1 and split == "train":
             raise DataError(
                 f"there are several parts to train on, {', '.join(fitting)}: choose one by the setting part"
@@ -285,8 +294,8 @@ def _of_tables(tables: Sequence[Path], root: Path, reading: Reading) -> dict[str
             by_part.setdefault(match["part"], table)
     if not by_part:
         raise DataError(f"{root} has no table mixture_*_{wanted}.csv, which the scenario {reading.scenario} needs")
-    found = _chosen(by_part, reading.part)
-    if "train" in found:
+    found = _chosen(by_part, reading)
+    if "train" in found or (found and not reading.to_train):
         return {split: _of_table(table, reading) for split, table in found.items()}
     if len(by_part) > 1:
         raise DataError(f"{root} has no table of a training part, only {', '.join(by_part)}")
