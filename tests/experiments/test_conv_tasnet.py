@@ -15,7 +15,15 @@ from convatlas.experiments import conv_tasnet
 def test_quick_test_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CONVATLAS_PROGRESS", "0")
     small = {"num_filters": 12, "bottleneck_channels": 6, "hidden_channels": 8, "skip_channels": 4}
-    for name, value in {"SEEDS": (5,), "TRAINED": 8, "TESTED": 4, "SECONDS": 0.1, "STEPS": 20, "BATCH": 2}.items():
+    for name, value in {
+        "SEEDS": (5,),
+        "TRAINED": 8,
+        "TESTED": 4,
+        "SECONDS": 0.1,
+        "STEPS": 20,
+        "BATCH": 2,
+        "PIECE": 500,
+    }.items():
         monkeypatch.setattr(conv_tasnet, name, value)
     networks = {name: config.override(**small) for name, config in conv_tasnet.NETWORKS.items()}
     monkeypatch.setattr(conv_tasnet, "NETWORKS", networks)

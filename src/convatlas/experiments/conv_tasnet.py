@@ -63,8 +63,10 @@ NETWORKS: dict[str, ConvTasNetConfig] = {
     "dilations of 1": NETWORK.override(num_blocks=1, num_repeats=8),
     "causal": NETWORK.override(causal=True, norm="cumulative"),
 }
-#: Voices of each kind to learn from and to test with, seconds, steps, mixtures of a step, largest learning rate.
-TRAINED, TESTED, SECONDS, STEPS, BATCH, LR, CLIP = 600, 60, 0.5, 240, 8, 5e-3, 5.0
+#: Voices of each kind to learn from and to test with, and their seconds.
+TRAINED, TESTED, SECONDS = 600, 60, 0.5
+#: Steps, mixtures of a step, samples of their random pieces, largest learning rate and norm of the gradients.
+STEPS, BATCH, PIECE, LR, CLIP = 400, 8, 2000, 5e-3, 5.0
 #: Window and hop of the ideal masks: 32 and 8 ms, as in the paper.
 MASKS: dict[str, MaskKind] = {"ideal binary mask": "binary", "ideal ratio mask": "ratio"}
 #: Samples of the blocks of the stream.
@@ -141,7 +143,9 @@ def _train(
     losses, recent = [], []
     for _ in range(STEPS):
         rows = torch.randint(len(mixture), (BATCH,), generator=generator).to(device())
-        value = loss(network(mixture[rows]), sources[rows])
+        start = int(torch.randint(mixture.shape[1] - PIECE + 1, (), generator=generator))
+        piece = slice(start, start + PIECE)
+        value = loss(network(mixture[rows, piece]), sources[rows, :, piece])
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
