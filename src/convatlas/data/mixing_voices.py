@@ -379,7 +379,7 @@ class MixedPieces(Dataset[dict[str, Any]]):
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self.source, self.samples = source, samples
-        self.given = [] if isinstance(source, Maker) else source.given
+        self.given: list[Given] = [] if isinstance(source, Maker) else source.given
         self.count = count if isinstance(source, Maker) else len(self.given)
 
     def __len__(self) -> int:
