@@ -190,7 +190,7 @@ def _literal(model: ConvTasNet, x: Tensor) -> Tensor:
     u = separator.bottleneck(separator.input_norm(w))
     skips: Any = 0
     for block in separator.blocks:
-        h = block.norm(block.act(block.conv(u)))
+        h = block.norm(F.prelu(block.conv(u), block.act.weight))
         depthwise = block.depthwise
         h = F.conv1d(
             h,
@@ -200,9 +200,9 @@ def _literal(model: ConvTasNet, x: Tensor) -> Tensor:
             dilation=depthwise.dilation,
             groups=depthwise.groups,
         )
-        h = block.depthwise_norm(block.depthwise_act(h))
+        h = block.depthwise_norm(F.prelu(h, block.depthwise_act.weight))
         u, skips = u + block.residual(h), skips + block.skip(h)
-    masks = separator.mask(separator.mask_prelu(skips)).unflatten(1, (model.num_sources, -1)).sigmoid()
+    masks = separator.mask(F.prelu(skips, separator.mask_prelu.weight)).unflatten(1, (model.num_sources, -1)).sigmoid()
     masked = (w.unsqueeze(1) * masks).flatten(0, 1)
     y = F.conv_transpose1d(masked, model.decoder.filterbank(), stride=model.config.hop)
     return y.view(len(x), model.num_sources, -1)
