@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import wave
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -31,6 +32,7 @@ from convatlas.report import (
     Report,
     Scatter,
     Section,
+    Sounds,
     Table,
 )
 from convatlas.report.figures import draw
@@ -124,6 +126,7 @@ def parts() -> list[Part]:
         Bars("Speed", "images per second", {"a": 100.0, "b": 250.0}),
         Heatmap("Confusion", np.arange(9).reshape(3, 3), ["x", "y", "z"], ["x", "y", "z"], "predicted", "true"),
         Images("Mistakes", [(rng.integers(0, 256, (8, 8), dtype=np.uint8), "a 3 taken for an 8")]),
+        Sounds("Voices", [(np.sin(np.arange(80.0)), 8000, "a voice")]),
         Files("Files", {"metrics": "metrics.csv"}),
         Note("A note."),
     ]
@@ -290,7 +293,9 @@ def test_page_is_one_valid_self_contained_file() -> None:
         for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
             value = attrs.get(name) or ""
             assert not re.match(r"\s*(\w+:)?//|\s*(http|javascript)", value), (tag, value)
-            assert not value.startswith("data:") or value.startswith("data:image/png;base64,")
+            assert not value.startswith("data:") or value.startswith(
+                ("data:image/png;base64,", "data:audio/wav;base64,")
+            )
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     assert "prefers-color-scheme" in html
 
@@ -497,6 +502,12 @@ def test_heatmap_without_annotation() -> None:
             r"must be \(H, W\) or \(H, W, 3\), got \(3, 8, 8\)",
         ),
         (lambda: Images("I", [(np.zeros((0, 8), np.uint8), "a")]), r"must have pixels, got \(0, 8\)"),
+        (
+            lambda: Sounds("S", [(np.zeros((1, 8)), 8, "a")]),
+            r"sound 0 of 'S' must be floats \(T,\), got float64 \(1, 8\)",
+        ),
+        (lambda: Sounds("S", [(np.full(8, NAN), 8, "a")]), "sound 0 of 'S' must have samples, all of them finite"),
+        (lambda: Sounds("S", [(np.zeros(8), 0, "a")]), "sample rate of sound 0 of 'S' must be positive, got 0"),
         (lambda: Files("F", {"a": "/etc/passwd"}), "must be relative to the report's folder, got '/etc/passwd'"),
         (lambda: Section("", []), "title of a section must not be empty"),
         (lambda: Report("", "s", []), "title of a report must not be empty"),
@@ -528,6 +539,17 @@ def test_photographs_are_made_smaller_and_smooth() -> None:
     assert "pixelated" not in (image.get("class") or "")
 
 
+def test_sounds_come_back_sample_for_sample() -> None:
+    levels = np.array([0, 1, -1, 32767, -32767, 1234])
+    read = page(Sounds("S", [(np.append(levels / 32767, 3.0), 11025, "one")]))
+    (player,) = read.all("audio")
+    data = base64.b64decode((player["src"] or "").removeprefix("data:audio/wav;base64,"))
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (11025, 1, 2)
+        np.testing.assert_array_equal(np.frombuffer(file.readframes(99), "<i2"), [*levels, 32767])
+    assert "one" in read.text
+
+
 def test_parts_keep_their_own_copy_of_the_data() -> None:
     pixels, values, xs = np.zeros((2, 2), np.uint8), np.zeros((1, 1)), [1.0]
     images, heatmap = Images("I", [(pixels, "a")]), Heatmap("H", values, ["a"], ["b"], "x", "y")
@@ -541,15 +563,17 @@ def test_parts_keep_their_own_copy_of_the_data() -> None:
 # -- JSON and files ----------------------------------------------------------------------------------------------------
 
 
-def test_json_holds_everything_but_pixels() -> None:
+def test_json_holds_everything_but_pixels_and_samples() -> None:
     item = report(*parts(), provenance={"device": "cpu"})
     data = json.loads(item.to_json())
     assert set(data) == {"format", "title", "summary", "sections", "claims", "provenance"}
     assert data["provenance"] == {"device": "cpu"}
     kinds = [part["kind"] for part in data["sections"][0]["parts"]]
-    assert kinds == ["claim", "table", "lines", "lines", "scatter", "bars", "heatmap", "images", "files", "note"]
+    assert kinds[:9] == ["claim", "table", "lines", "lines", "scatter", "bars", "heatmap", "images", "sounds"]
+    assert kinds[9:] == ["files", "note"]
     by_kind = {part["kind"]: part for part in data["sections"][0]["parts"]}
     assert by_kind["images"]["images"] == [{"caption": "a 3 taken for an 8", "shape": [8, 8]}]
+    assert by_kind["sounds"]["sounds"] == [{"caption": "a voice", "sample_rate": 8000, "seconds": 0.01}]
     assert by_kind["heatmap"]["values"] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert by_kind["scatter"]["points"]["b"] == {"x": 10.0, "y": 0.95}
     assert by_kind["bars"]["values"] == {"a": 100.0, "b": 250.0}
@@ -613,7 +637,15 @@ def test_terminal_shows_every_part() -> None:
     shown = terminal(report(*parts(), provenance={"device": "cpu"}))
     for words in ("Title", "Summary.", "holds", "It works", "latency", "1.25", "figure: Loss (see report.html)"):
         assert words in shown
-    for words in ("figure: Confusion", "figure: Mistakes", "metrics.csv", "A note.", "250", "device: cpu"):
+    for words in (
+        "figure: Confusion",
+        "figure: Mistakes",
+        "1 sound: Voices",
+        "metrics.csv",
+        "A note.",
+        "250",
+        "device: cpu",
+    ):
         assert words in shown
 
 

@@ -50,6 +50,7 @@ TASKS: dict[str, str] = {
     "poisson": "physics.poisson:Poisson",
     "pretraining": "recognition.pretraining:Pretraining",
     "recognition": "recognition.task:Recognition",
+    "separation": "audio.separation:Separation",
     "sequences": "recognition.sequences:SequenceRecognition",
     "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of one."""
+"""Writing files so that a reader sees the old content or the new, never half of one; and names for results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_bytes", "write_text"]
+__all__ = ["atomic_path", "free_name", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -50,3 +50,15 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data``, atomically."""
     with atomic_path(path) as part:
         part.write_bytes(data)
+
+
+def free_name(name: str, mark: str, suffix: str, taken: set[str]) -> str:
+    """The name of a result, below the output folder: as the input, with a mark such as the scale."""
+    place = Path(name)
+    parent = Path() if place.is_absolute() or ".." in place.parts else place.parent
+    stem, number = f"{place.stem}_{mark}", 1
+    while (result := (parent / f"{stem}{suffix}").as_posix()) in taken:
+        number += 1
+        stem = f"{place.stem}_{mark}_{number}"
+    taken.add(result)
+    return result

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from convatlas.audio.pictures import spectrogram_picture
 from convatlas.audio.spectrogram import (
     KINDS,
     make_layer,
     save_spectrogram,
     spectrogram,
     spectrogram_blocks,
-    spectrogram_picture,
 )
 from convatlas.cli import spectrogram as verb
 from convatlas.cli.main import main

@@ -38,7 +38,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     ),
     (
         _ALGEBRAS,
-        ("eca_mobilenet_v2", "face_mobilenet_v2_x1_0", "mobilenet_v1_ulsam"),
+        ("conv_tasnet", "eca_mobilenet_v2", "face_mobilenet_v2_x1_0", "mobilenet_v1_ulsam"),
         "its convolutions of several taps are depthwise",
     ),
     ((*_ALGEBRAS, "fdconv"), ("field_vit",), "its only convolution of several taps reads one channel"),
@@ -53,7 +53,7 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (
         ("fdconv", "cross_d_conv", "deform_conv", "im2win"),
-        ("dcdm_64", "ffdnn", "r3d_18", "sequence_cnn", "skeleton_two_stream", "uniformer3d_small_split"),
+        ("conv_tasnet", "dcdm_64", "ffdnn", "r3d_18", "sequence_cnn", "skeleton_two_stream", "uniformer3d_small_split"),
         "the layer is for images only",
     ),
     (

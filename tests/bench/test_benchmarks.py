@@ -18,6 +18,7 @@ from convatlas import catalog
 from convatlas.bench import (
     atm_forecast,
     block_fusion,
+    conv_tasnet,
     dcdm,
     decamouflage,
     deform_attention,
@@ -88,6 +89,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dcdm, "STEPS", 100)
     monkeypatch.setattr(dcdm, "LANCZOS_STEPS", 40)
     monkeypatch.setattr(dcdm, "VECTORS", 50)
+    monkeypatch.setattr(conv_tasnet, "BLOCKS", (0.002, 0.01))
+    monkeypatch.setattr(conv_tasnet, "SECONDS", 0.05)
+    monkeypatch.setattr(conv_tasnet, "SIZE", (1, 4, 40))
+    few = {"num_filters": 6, "bottleneck_channels": 4, "hidden_channels": 5, "skip_channels": 3, "num_blocks": 2}
+    monkeypatch.setattr(conv_tasnet, "create_model", lambda name, **options: create_model(name, **few, **options))
     monkeypatch.setattr(deform_attention, "SIZES", (((3, 2), 2, 24),))
     monkeypatch.setattr(deform_conv, "SIZES", ((1, 4, 5), (1, 4, 4), (2, 6, 5)))
     monkeypatch.setattr(depthwise, "STAGES", ((4, 9), (3, 7)))

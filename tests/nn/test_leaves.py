@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convatlas.cost import cost
-from convatlas.nn.activation import QuickGELU
+from convatlas.nn.activation import QuickGELU, ScalarPReLU
 from convatlas.nn.attention import SelfAttention
 from convatlas.nn.drop import DropPath, drop_path_rates
 from convatlas.nn.embedding import PatchEmbed
@@ -104,6 +104,21 @@ def test_quick_gelu():
     x = torch.linspace(-4, 4, 9)
     torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
     assert (QuickGELU()(x) - F.gelu(x)).abs().max() < 0.021
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_scalar_prelu_is_that_of_torch(dtype: torch.dtype):
+    ours, theirs = ScalarPReLU(0.3).to(dtype), nn.PReLU(1, 0.3).to(dtype)
+    inputs = [torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype) for _ in range(2)]
+    inputs[0][0, 0, :3] = inputs[1][0, 0, :3] = 0
+    for x, layer in zip(inputs, (ours, theirs), strict=True):
+        x.requires_grad_()
+        layer(x).square().sum().backward()
+    torch.testing.assert_close(ours(inputs[0]), theirs(inputs[1]))
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ScalarPReLU().double(), (x,))
 
 
 def test_mlp_is_two_linears_around_an_activation():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from convatlas.audio.pictures import spectrogram_picture
 from convatlas.data.audio import Audio, read_audio
 from convatlas.errors import Unsupported, unknown
 from convatlas.files import atomic_path
@@ -24,7 +25,7 @@ from convatlas.nn.spectrogram import CQT, MFCC, STFT, VQT, CQT2010v2, Gammatoneg
 from convatlas.nn.spectrogram.signals import SpectrogramLayer
 from convatlas.training.progress import progress
 
-__all__ = ["KINDS", "make_layer", "save_spectrogram", "spectrogram", "spectrogram_blocks", "spectrogram_picture"]
+__all__ = ["KINDS", "make_layer", "save_spectrogram", "spectrogram", "spectrogram_blocks"]
 
 Array = npt.NDArray[Any]
 
@@ -42,8 +43,6 @@ KINDS: dict[str, Callable[..., SpectrogramLayer]] = {
 _BLOCK = 1 << 20
 #: Columns of a picture.
 _MOST_COLUMNS = 8000
-#: Decibels from black to white in a picture.
-_RANGE = 80.0
 
 
 def make_layer(kind: str, sample_rate: float, **options: Any) -> SpectrogramLayer:
@@ -202,29 +201,6 @@ def _columns(blocks: Iterator[Array], count: int) -> tuple[Array, tuple[int, ...
         sums[:, places[starts]] += np.add.reduceat(block[0].astype(np.float64), starts, axis=1)
         done += block.shape[2]
     return sums / np.bincount(np.arange(count) // each), shape
-
-
-def spectrogram_picture(values: npt.ArrayLike, *, decibels: bool = True) -> npt.NDArray[np.uint8]:
-    """A picture (F, T, 3) of a spectrogram (F, T), low frequencies at the bottom.
-
-    Args:
-        values: magnitudes or powers, or with ``decibels=False`` any numbers.
-        decibels: show the 80 dB below the largest value.
-
-    Raises:
-        ValueError: values have another number of axes or are empty.
-    """
-    from matplotlib import colormaps
-
-    shown = np.asarray(values, dtype=np.float64)
-    if shown.ndim != 2 or not shown.size:
-        raise ValueError(f"values must be (F, T) and not empty, got {shown.shape}")
-    if decibels:
-        loudest = max(float(shown.max()), float(np.finfo(np.float32).tiny))
-        shown = 10 * np.log10(np.maximum(shown / loudest, 10 ** (-_RANGE / 10)))
-    low, high = float(shown.min()), float(shown.max())
-    scaled = (shown - low) / max(high - low, float(np.finfo(np.float64).tiny))
-    return (255 * colormaps["magma"](scaled[::-1])[..., :3]).round().astype(np.uint8)
 
 
 def _save_picture(pixels: npt.NDArray[np.uint8], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convatlas.cli.parser import Parser, add_screening, screen
+from convatlas.cli.parser import Parser, add_screening, options_of_run, screen, told_options
 from convatlas.cli.train import output_to_stderr
 
 __all__ = ["run"]
@@ -19,7 +19,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="where to write the report; by default RUN/evaluation")
     add_screening(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    kind = options_of_run(argv, "evaluate")
+    if kind is not None:
+        parser.add_fields(kind)
     arguments = parser.parse_args(argv)
+    told = told_options(kind, arguments)
     from convatlas.training.task import open_task
 
     folder = Path(arguments.out) if arguments.out else Path(arguments.run) / "evaluation"
@@ -27,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
         task = open_task(arguments.run)
         task.require("evaluate")
         screen(task, arguments)
-        report = task.evaluate(arguments.data, folder=folder)
+        report = task.evaluate(arguments.data, folder=folder, **told)
     if arguments.json:
         print(report.to_json())
     else:

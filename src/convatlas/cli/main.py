@@ -31,6 +31,7 @@ VERBS = {
     "reproduce": "test the central claim of a paper in a small experiment",
     "inspect": "what a model costs, layer by layer, and what can be changed in it",
     "export": "write a model as ONNX or as a torch program, checked against the original",
+    "separate": "the voices of recordings: convatlas separate mix.wav --checkpoint hf://owner/name -o separated/",
     "spectrogram": "the spectrogram of an audio file: convatlas spectrogram in.wav --kind cqt -o out.npy",
     "convert": "turn a published checkpoint into safetensors",
 }

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import os
+import re
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from convatlas.catalog import TASKS, resolve
 from convatlas.errors import Unsupported, unknown
 
-__all__ = ["Parser", "UsageError", "add_screening", "choose_task", "fresh_folder", "screen", "sizes"]
+__all__ = [
+    "Parser",
+    "UsageError",
+    "add_screening",
+    "choose_task",
+    "fresh_folder",
+    "options_of_run",
+    "screen",
+    "sizes",
+    "told_options",
+]
 
 
 class UsageError(ValueError):
@@ -25,6 +38,23 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, *, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
+
+    def add_fields(self, cls: type[Any]) -> None:
+        """Give the parser an option for each field of a dataclass: a switch where it is False by default."""
+        told = _described(cls)
+        hints = get_type_hints(cls)
+        for entry in dataclasses.fields(cls):
+            flag, hint = f"--{entry.name.replace('_', '-')}", hints[entry.name]
+            common: dict[str, Any] = {"dest": entry.name, "help": told.get(entry.name, ""), "default": entry.default}
+            if hint is bool:
+                self.add_argument(flag, action="store_true", **common)
+                continue
+            kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+            kind: Any = next(kind for kind in kinds if kind is not types.NoneType)
+            if get_origin(kind) is Literal:
+                self.add_argument(flag, choices=get_args(kind), **common)
+            else:
+                self.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `UsageError`."""
@@ -83,6 +113,40 @@ def screen(task: Any, arguments: argparse.Namespace) -> None:
     if given.get("thresholds") == "null":
         given["thresholds"] = None
     task.camouflage = dataclasses.replace(task.camouflage, **given)
+
+
+def options_of_run(words: Sequence[str], verb: str) -> type[Any] | None:
+    """The dataclass of what a verb may be told for the run that is among its words; None if there is nothing."""
+    from convatlas.training.run import Run
+
+    run = next((word for word in words if not word.startswith("-") and Run(word).config.is_file()), None)
+    if run is None:
+        return None  # the verb itself tells what is wrong
+    name = str(Run(run).settings()["task"])
+    task: Any = resolve(TASKS[name]) if name in TASKS else None
+    found: type[Any] | None = None if task is None else task.verb_options.get(verb)
+    return found
+
+
+def told_options(kind: type[Any] | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The argument ``options`` of a verb, as its words tell it; none where there is no such dataclass."""
+    if kind is None:
+        return {}
+    return {"options": kind(**{entry.name: getattr(arguments, entry.name) for entry in dataclasses.fields(kind)})}
+
+
+def _described(cls: type[Any]) -> dict[str, str]:
+    """What the docstring of a dataclass says of each of its fields."""
+    told: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")[2].splitlines():
+        if match := re.fullmatch(r"    (\w+): (.*)", line):
+            name, told[match[1]] = match[1], match[2]
+        elif name and line.startswith("        "):
+            told[name] += f" {line.strip()}"
+        elif line.strip():
+            break
+    return {name: text.replace("``", "'").replace("%", "%%") for name, text in told.items()}
 
 
 def fresh_folder(base: str | os.PathLike[str], name: str) -> Path:

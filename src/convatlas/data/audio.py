@@ -7,7 +7,7 @@ integers of 8 to 32 bits and floats.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +20,16 @@ import numpy.typing as npt
 from convatlas.errors import DataError, require
 from convatlas.files import atomic_path
 
-__all__ = ["AUDIO_SUFFIXES", "Audio", "find_audio", "is_audio_name", "read_audio", "resample", "write_audio"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "Audio",
+    "find_audio",
+    "is_audio_name",
+    "read_audio",
+    "resample",
+    "write_audio",
+    "write_audio_blocks",
+]
 
 #: (channels, samples) float32.
 Samples = npt.NDArray[np.float32]
@@ -186,17 +195,42 @@ def write_audio(path: str | Path, samples: npt.ArrayLike, sample_rate: int, *, s
         DataError: soundfile cannot write this kind of file.
         MissingExtra: the package soundfile is not installed.
     """
-    soundfile: Any = require("soundfile", extra="audio", purpose="writing audio files")
-    path, values = Path(path), np.atleast_2d(np.asarray(samples))
+    values = np.atleast_2d(np.asarray(samples))
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"samples must be floats (samples,) or (channels, samples), got {values.dtype} {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("samples must be finite, got NaN or infinity")
+    write_audio_blocks(path, [values], sample_rate, channels=len(values), subtype=subtype)
+
+
+def write_audio_blocks(
+    path: str | Path,
+    blocks: Iterable[npt.NDArray[Any]],
+    sample_rate: int,
+    *,
+    channels: int = 1,
+    subtype: str | None = None,
+) -> None:
+    """Write a sound that comes in blocks (channels, samples), as `write_audio` does, holding one block at a time.
+
+    Raises:
+        ValueError: a block is not finite.
+        DataError: soundfile cannot write this kind of file.
+        MissingExtra: the package soundfile is not installed.
+    """
+    soundfile: Any = require("soundfile", extra="audio", purpose="writing audio files")
+    path = Path(path)
     form = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
     try:
         with atomic_path(path) as part:
-            soundfile.write(part, values.T, sample_rate, format=form, subtype=subtype)
-    except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+            try:
+                file = soundfile.SoundFile(part, "w", sample_rate, channels, subtype, format=form)
+            except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+                raise DataError(f"{path} cannot be written: {error}") from None
+            with file:
+                for block in blocks:
+                    if not np.isfinite(block).all():
+                        raise ValueError("samples must be finite, got NaN or infinity")
+                    file.write(block.T)
+    except soundfile.LibsndfileError as error:
         raise DataError(f"{path} cannot be written: {error}") from None
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelLayerNorm", "Float32LayerNorm", "GlobalResponseNorm", "ScalarLayerNorm"]
+from convatlas.ops.precision import without_autocast
+
+__all__ = [
+    "ChannelLayerNorm",
+    "CumulativeLayerNorm",
+    "CumulativeMoments",
+    "Float32LayerNorm",
+    "GlobalResponseNorm",
+    "ScalarLayerNorm",
+]
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -26,6 +37,89 @@ class ChannelLayerNorm(nn.LayerNorm):
         """Normalise (B, C, ...) to the same shape."""
         moved = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
         return moved.movedim(-1, 1)
+
+
+class CumulativeMoments(NamedTuple):
+    """What `CumulativeLayerNorm` remembers of the frames so far.
+
+    Attributes:
+        frames: number of frames.
+        sums: sums over the frames of their means, and of their mean squares: (2, B), float64.
+    """
+
+    frames: int
+    sums: Tensor
+
+
+class CumulativeLayerNorm(nn.Module):
+    """Layer normalisation over all channels and all frames up to the present one: causal, for signals (B, C, K).
+
+    y_k = (x_k - mean_k) / sqrt(var_k + eps) * weight + bias, with mean and biased variance of x_0 ... x_k (Luo,
+    Mesgarani: "Conv-TasNet", arXiv 1809.07454, equation 14). Sums run in float64, so that hours do not lose digits.
+
+    Args:
+        channels: number of channels C.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, K) to the same shape; half precision is computed in float32."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with without_autocast(x):
+            wide = x.to(dtype)
+            # Each frame about its own mean: squares of the values themselves would cancel where the mean is large.
+            mean = wide.mean(1, keepdim=True)
+            var = (wide - mean).square().mean(1)
+            sums = _frame_sums(mean.squeeze(1), var)
+            mean, scale = (part.to(dtype).unsqueeze(1) for part in _mean_and_scale(sums, 0, self.eps))
+            weight, bias = self.weight.to(dtype)[:, None], self.bias.to(dtype)[:, None]
+            return ((wide - mean) * scale * weight + bias).to(x.dtype)
+
+    def initial_state(self, batch: int = 1) -> CumulativeMoments:
+        """What `step` needs before the first frame."""
+        return CumulativeMoments(0, torch.zeros(2, batch, dtype=torch.float64, device=self.weight.device))
+
+    def step(self, x: Tensor, state: CumulativeMoments) -> tuple[Tensor, CumulativeMoments]:
+        """Normalise the next frames, at least one, with the channels last.
+
+        Args:
+            x: (B, K, C).
+            state: of the frames before.
+
+        Returns:
+            (B, K, C), and what to go on with.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with without_autocast(x):
+            wide = x.to(dtype)
+            var, mean = torch.var_mean(wide, 2, correction=0)
+            sums = _frame_sums(mean, var) + state.sums[..., None]
+            mean, scale = _mean_and_scale(sums, state.frames, self.eps).to(dtype).unsqueeze(3)
+            y = torch.addcmul(self.bias.to(dtype), (wide - mean) * scale, self.weight.to(dtype))
+        return y.to(x.dtype), CumulativeMoments(state.frames + x.shape[1], sums[..., -1])
+
+    def extra_repr(self) -> str:
+        """Show the size."""
+        return f"{len(self.weight)}, eps={self.eps:g}"
+
+
+def _frame_sums(mean: Tensor, var: Tensor) -> Tensor:
+    """Running sums of the frames' means and mean squares, (2, B, K) float64, of their means and variances (B, K)."""
+    mean = mean.double()
+    return torch.stack([mean, torch.addcmul(var.double(), mean, mean)]).cumsum(2)
+
+
+def _mean_and_scale(sums: Tensor, before: int, eps: float) -> Tensor:
+    """Mean and reciprocal deviation (2, B, K) of all values up to each frame, from running sums."""
+    count = torch.arange(before + 1, before + sums.shape[2] + 1, dtype=torch.float64, device=sums.device)
+    mean, square = (sums / count).unbind(0)
+    return torch.stack([mean, torch.addcmul(square, mean, mean, value=-1).clamp(min=0).add(eps).rsqrt()])
 
 
 class Float32LayerNorm(nn.LayerNorm):

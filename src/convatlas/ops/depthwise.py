@@ -5,6 +5,7 @@ usual layout (B, C, H, W) kernels whose row spans more than nine positions, its 
 fall to one that is an order of magnitude slower, and so does the backward pass of kernels from about five; with
 channels last, or with the long side of the kernel upright, neither happens. The changes of layout cost far less than
 they save. For large kernels with a dilation, zeros in the gaps of the kernel cost less than the dilation does.
+A few taps far apart, as in temporal convolutional networks, are a sum of as many shifted signals.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _LONGEST_ROW = 13 if _AVX512 else 9
 #: Shortest kernel, in taps, whose backward pass is faster with zeros in its gaps; with AVX-512 none is.
 _SHORTEST_FILLED = 7
+#: Samples that few taps with a dilation may span before torch's kernels for signals leave their fast form, and most
+#: taps for which a sum of shifted signals is faster then.
+_LONGEST_SPAN, _MOST_SHIFTED = 9, 9
 #: Shortest kernel, in positions, whose backward pass is faster with channels last.
 _SHORTEST_TRAINED = 5
 #: Largest kernel, over the width of the map, whose backward pass is with AVX-512; it is 3 to 10 times slower beyond.
@@ -45,9 +49,14 @@ def _auto(
     # A captured graph must serve every size, and may run elsewhere.
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() == 5:
         return "torch"
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if x.dim() == 3:
-        return "turned" if weight.shape[2] > _LONGEST_ROW else "torch"
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        taps = weight.shape[2]
+        if dilation[0] > 1 and taps <= _MOST_SHIFTED and _refuses_shifted(x, weight, bias, stride) is None:
+            # torch's backward pass of dilated signals is slow throughout.
+            return "shifted" if trained or dilation[0] * (taps - 1) + 1 > _LONGEST_SPAN else "torch"
+        return "turned" if taps > _LONGEST_ROW else "torch"
+    if trained:
         return _auto_trained(x, weight, dilation)
     column, row = (gap * (taps - 1) + 1 for gap, taps in zip(dilation, weight.shape[2:], strict=True))
     if row <= _LONGEST_ROW:
@@ -98,7 +107,7 @@ def depthwise_conv(
         backend: ``auto``; ``naive`` (a sum over the taps); ``torch`` (torch's own call in the layout of x);
             ``channels_last`` (the same with channels last, for maps); ``filled`` (``channels_last`` with zeros in the
             gaps that a dilation makes, for maps); ``turned`` (torch's call with the last two axes exchanged, for
-            signals and maps).
+            signals and maps); ``shifted`` (a sum of shifted signals in place, for signals without stride and m = 1).
 
     Returns:
         (B, m C, *size) with size = floor((size + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1 on each
@@ -213,3 +222,88 @@ def _turned(
     turned = x.transpose(2, 3).contiguous()
     y = F.conv2d(turned, weight.transpose(2, 3), bias, stride[::-1], padding[::-1], dilation[::-1], channels)
     return y.transpose(2, 3).contiguous()
+
+
+def _refuses_shifted(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *_: object) -> str | None:
+    if x.dim() != 3:
+        return f"it takes (B, C, L), got {x.dim()} dimensions"
+    if stride[0] != 1 or weight.shape[0] != x.shape[1]:
+        return f"it takes stride 1 and one kernel a channel, got {stride[0]} and {weight.shape[0]} for {x.shape[1]}"
+    return None
+
+
+@_backends.register("shifted", refuses=_refuses_shifted)
+def _shifted(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    del stride
+    if not torch.is_grad_enabled():
+        return _shifted_sum(x, weight, bias, padding[0], dilation[0])
+    y: Tensor = _Shifted.apply(x, weight, bias, padding[0], dilation[0])  # type: ignore[no-untyped-call]
+    return y
+
+
+def _seen(length: int, out: int, tap: int, padding: int, dilation: int) -> tuple[int, int, int]:
+    """First and last output that a tap reaches within a signal, and what to add to get the sample that it sees."""
+    offset = tap * dilation - padding
+    return max(0, -offset), min(out, length - offset), offset
+
+
+def _shifted_sum(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, dilation: int) -> Tensor:
+    length, taps = x.shape[2], weight.shape[2]
+    out = length + 2 * padding - dilation * (taps - 1)
+    if out < 1:
+        raise ValueError(f"the kernel spans {dilation * (taps - 1) + 1} of {length + 2 * padding} padded samples")
+    seen = [_seen(length, out, tap, padding, dilation) for tap in range(taps)]
+    # A tap that sees a sample everywhere makes the output; the others are added in place.
+    whole = next((tap for tap, (first, last, _) in enumerate(seen) if (first, last) == (0, out)), None)
+    if whole is None:
+        y = x.new_zeros(*x.shape[:2], out) if bias is None else bias[:, None].expand(*x.shape[:2], out).contiguous()
+    else:
+        under = x[..., seen[whole][2] : seen[whole][2] + out]
+        column = weight[:, :, whole]
+        y = under * column if bias is None else torch.addcmul(bias[:, None], under, column)
+    for tap, (first, last, offset) in enumerate(seen):
+        if tap != whole and first < last:
+            y[..., first:last].addcmul_(x[..., first + offset : last + offset], weight[:, :, tap])
+    return y
+
+
+class _Shifted(torch.autograd.Function):
+    """`_shifted_sum`, with gradients that are sums of shifted signals, too."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, dilation: int) -> Tensor:
+        return _shifted_sum(x, weight, bias, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.padding, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        padding, dilation, taps = ctx.padding, ctx.dilation, weight.shape[2]
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            # The taps in reverse; with more padding than they reach, the ends of g saw nothing of x.
+            reach = dilation * (taps - 1)
+            unseen = max(0, padding - reach)
+            inner = g.narrow(2, unseen, g.shape[2] - 2 * unseen)
+            dx = _shifted(inner, weight.flip(2), None, (1,), (max(0, reach - padding),), (dilation,))
+        if ctx.needs_input_grad[1]:
+            columns = []
+            for tap in range(taps):
+                first, last, offset = _seen(x.shape[2], g.shape[2], tap, padding, dilation)
+                last = max(first, last)
+                columns.append((g[..., first:last] * x[..., first + offset : last + offset]).sum((0, 2)))
+            dw = torch.stack(columns, 1).unsqueeze(1)
+        if ctx.needs_input_grad[2]:
+            db = g.sum((0, 2))
+        return dx, dw, db, None, None

@@ -23,7 +23,7 @@ def map_to_tokens(x: Tensor) -> Tensor:
 
 
 def tokens_to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Tokens (B, N, C) as a map (B, C, *grid): a view, whose channels lie last in memory, but of one sample in training.
+    """Tokens (B, N, C) as a map (B, C, *grid): a view, whose channels lie last in memory, or a copy of a lone sample.
 
     Args:
         tokens: one for each position, row by row.
@@ -44,7 +44,7 @@ def prepend_tokens(prefix: Tensor, tokens: Tensor) -> Tensor:
 def _is_single(x: Tensor) -> bool:
     """Whether x is one sample that is trained on.
 
-    Batch norm of torch 2.13 on a CPU gives a wrong gradient for one sample if its gradient lies otherwise in memory than
-    its input. So maps of one sample keep one layout. (A captured graph must serve every size.)
+    Batch norm of torch 2.13 on a CPU gives a wrong gradient for one sample if that of its output lies otherwise in
+    memory than its input. So maps of one sample keep one layout. (A captured graph must serve every size.)
     """
     return x.requires_grad and not torch.compiler.is_compiling() and len(x) == 1

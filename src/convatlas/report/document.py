@@ -20,7 +20,19 @@ from urllib.parse import quote
 import numpy as np
 
 from convatlas import files
-from convatlas.report.parts import Bars, Claim, Heatmap, Images, Lines, Part, Scatter, Section, Verdict, printable
+from convatlas.report.parts import (
+    Bars,
+    Claim,
+    Heatmap,
+    Images,
+    Lines,
+    Part,
+    Scatter,
+    Section,
+    Sounds,
+    Verdict,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +67,11 @@ def _fields(part: Part) -> dict[str, Any]:
             held["points"] = {name: {"x": x, "y": y} for name, (x, y) in part.points.items()}
         case Images():
             held["images"] = [{"caption": caption, "shape": pixels.shape} for pixels, caption in part.images]
+        case Sounds():
+            held["sounds"] = [
+                {"caption": caption, "sample_rate": rate, "seconds": len(samples) / rate}
+                for samples, rate, caption in part.sounds
+            ]
     plain: dict[str, Any] = _plain(held)
     return plain
 
@@ -90,7 +107,7 @@ class Report:
         return tuple(part for section in self.sections for part in section.parts if isinstance(part, Claim))
 
     def to_json(self) -> str:
-        """The report as JSON: everything but the pixels of images; NaN and infinity are null."""
+        """The report as JSON: everything but pixels of images and samples of sounds; NaN and infinity are null."""
         sections = [
             {"title": section.title, "parts": [{"kind": _kind(part), **_fields(part)} for part in section.parts]}
             for section in self.sections
@@ -112,6 +129,7 @@ class Report:
         from jinja2 import Environment, StrictUndefined
 
         from convatlas.report.figures import draw, line_style, picture
+        from convatlas.report.sound import data_uri
 
         environment = Environment(
             autoescape=True,
@@ -134,6 +152,7 @@ class Report:
             draw=lambda part: draw(part, f"f{next(numbers)}-"),
             line_style=line_style,
             picture=picture,
+            sound=data_uri,
         )
 
     def to_terminal(self, console: Console | None = None) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Part",
     "Scatter",
     "Section",
+    "Sounds",
     "Table",
     "Verdict",
     "column_text",
@@ -408,6 +409,38 @@ class Images:
         _freeze(self, images=tuple(images))
 
 
+@dataclass(frozen=True, eq=False)
+class Sounds:
+    """Sounds to listen to, with a caption each: ``(samples, sample_rate, caption)``.
+
+    Samples are floats ``(T,)`` from -1 to 1, one channel; on the page they are kept with 16 bits, so a second at 8 kHz
+    takes about 21 kB. Louder samples are clipped.
+
+    Raises:
+        ValueError: samples of another shape or type, empty or not finite, or a sample rate that is not positive.
+    """
+
+    title: str
+    sounds: Sequence[tuple[npt.NDArray[np.floating[Any]], int, str]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        sounds = []
+        for index, (given, rate, caption) in enumerate(self.sounds):
+            samples = np.array(given)
+            what = f"sound {index} of {self.title!r}"
+            if samples.dtype.kind != "f" or samples.ndim != 1:
+                raise ValueError(f"{what} must be floats (T,), got {samples.dtype} {samples.shape}")
+            if not samples.size or not np.isfinite(samples).all():
+                raise ValueError(f"{what} must have samples, all of them finite")
+            if rate < 1:
+                raise ValueError(f"the sample rate of {what} must be positive, got {rate}")
+            levels = (32767 * samples.clip(-1, 1)).round().astype("<i2")
+            levels.setflags(write=False)
+            sounds.append((levels, int(rate), caption))
+        _freeze(self, sounds=tuple(sounds))
+
+
 @dataclass(frozen=True)
 class Files:
     """Files that lie beside the report: what they are, and their paths relative to the report's folder."""
@@ -430,7 +463,7 @@ class Note:
     text: str
 
 
-Part: TypeAlias = Claim | Table | Lines | Scatter | Bars | Heatmap | Images | Files | Note
+Part: TypeAlias = Claim | Table | Lines | Scatter | Bars | Heatmap | Images | Sounds | Files | Note
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from convatlas.report.parts import Bars, Claim, Files, Images, Note, Part, Table, column_text, printable
+from convatlas.report.parts import Bars, Claim, Files, Images, Note, Part, Sounds, Table, column_text, printable
 
 if TYPE_CHECKING:
     from convatlas.report.document import Report
@@ -61,6 +61,8 @@ class _Printer:
                 self.bars(part)
             case Images():
                 self.line(f"figure: {part.title}, {_count(len(part.images), 'image')} (see report.html)", "dim")
+            case Sounds():
+                self.line(f"{_count(len(part.sounds), 'sound')}: {part.title} (see report.html)", "dim")
             case Files():
                 self.line(part.title, "bold")
                 for name, path in part.paths.items():

@@ -16,12 +16,12 @@ from convatlas.data.image_files import Unreadable
 from convatlas.data.images import Skipped
 from convatlas.data.pictures import Picture, read_picture, write_picture
 from convatlas.errors import DataError
-from convatlas.files import atomic_path
+from convatlas.files import atomic_path, free_name
 from convatlas.networks.base import Denoiser
 from convatlas.report import Cell, Files, Images, Note, Part, Report, Section, Table
 from convatlas.restoration.comparison import MOST_PICTURES, compared, cost_table, curves, row_of, signed
 from convatlas.restoration.denoising_evaluation import Cleaned, denoise_image, means, write_cleaned
-from convatlas.restoration.naming import JPEG, found_files, free_name, shown
+from convatlas.restoration.naming import JPEG, found_files, shown
 from convatlas.training.left_out import skipped_sections
 from convatlas.training.measure import provenance
 from convatlas.training.progress import progress

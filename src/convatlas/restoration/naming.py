@@ -13,7 +13,7 @@ from convatlas.data.image_files import find_files
 from convatlas.data.video import is_video_name
 from convatlas.errors import DataError
 
-__all__ = ["JPEG", "found_files", "free_name", "shown"]
+__all__ = ["JPEG", "found_files", "shown"]
 
 Array = npt.NDArray[Any]
 
@@ -36,18 +36,6 @@ def found_files(inputs: Sequence[str | Path], *, clips: bool = True) -> Iterator
             yield given, str(given)
         else:
             raise DataError(f"{given} does not exist; expected an image, a clip or a folder of them")
-
-
-def free_name(name: str, mark: str, suffix: str, taken: set[str]) -> str:
-    """The name of a result, below the output folder: as the input, with a mark such as the scale."""
-    place = Path(name)
-    parent = Path() if place.is_absolute() or ".." in place.parts else place.parent
-    stem, number = f"{place.stem}_{mark}", 1
-    while (result := (parent / f"{stem}{suffix}").as_posix()) in taken:
-        number += 1
-        stem = f"{place.stem}_{mark}_{number}"
-    taken.add(result)
-    return result
 
 
 def shown(pixels: Array) -> Array:

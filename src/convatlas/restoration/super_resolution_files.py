@@ -17,9 +17,10 @@ from convatlas.data.images import Skipped
 from convatlas.data.pictures import Picture, read_picture, write_picture
 from convatlas.data.video import Frame, is_video_name, read_video, write_video
 from convatlas.errors import DataError
+from convatlas.files import free_name
 from convatlas.networks.base import Upscaler
 from convatlas.ops.colour import ycbcr_to_rgb
-from convatlas.restoration.naming import JPEG, found_files, free_name, shown
+from convatlas.restoration.naming import JPEG, found_files, shown
 from convatlas.restoration.protocol import Protocol, as_pixels, as_tensor
 from convatlas.restoration.upscaling import upscale_image, upscale_video
 from convatlas.training.progress import progress

@@ -44,6 +44,8 @@ class Task(ABC):
     verbs: ClassVar[tuple[str, ...]] = ("train", "evaluate", "predict")
     #: Settings of the training that suit the task better than the general ones.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: By verb, the dataclass of what ``evaluate`` and ``predict`` may be told as ``options``, on the command line too.
+    verb_options: ClassVar[Mapping[str, type[Any]]] = {}
     #: What ``convatlas predict`` ends with: not 0 where what was found is an alarm.
     exit_code: int = 0
 

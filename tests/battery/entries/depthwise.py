@@ -39,6 +39,8 @@ OPERATORS = [
             "pixel": _example((1, 1), (3, 3)),
             "kernel_larger_than_map": _example((3, 4), (11, 13)),
             "signal": _example((9,), (4,), stride=2),
+            "dilated_signal": _example((11,), (3,), dilation=4),
+            "signal_shorter_than_the_kernel": _example((3,), (5,), dilation=2),
             "volume": _example((3, 1, 5), (3, 3, 2)),
         },
         reaching={
@@ -46,11 +48,13 @@ OPERATORS = [
             "channels_last": _single(_example((7, 5), (5, 5)), trained=True),
             "filled": _single(_example((9, 7), (7, 9), dilation=2)),
             "turned": _single(_example((3, 19), (1, 17))),
+            "shifted": _single(_example((40,), (3,), dilation=8)),
         },
         refused={
             "channels_last": _example((9,), (3,)),
             "filled": _example((9,), (3,)),
             "turned": _example((3, 4, 5), (3, 3, 3)),
+            "shifted": _example((9,), (4,), stride=2),
         },
     ),
 ]
