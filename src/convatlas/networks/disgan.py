@@ -205,7 +205,7 @@ class RRDBGenerator(Upscaler):
                 (r"^conv1\.", "shallow."),
                 (r"^res_blocks1\.", "blocks."),
                 (r"^conv2\.", "fusion."),
-                (r"^upsampling\.(\d+)\.", lambda found: f"upsampling.{2 * int(found[1]) // 3}.conv."),  # type: ignore[arg-type]
+                (r"^upsampling\.(\d+)\.", lambda found: f"upsampling.{2 * int(found[1]) // 3}.conv."),
                 (r"^conv3\.", "reconstruction."),
             ),
             function=_once_each,
@@ -338,9 +338,9 @@ class UNetDiscriminator(nn.Module):
                 (r"^bn1\.", "stem_norm."),
                 (r"^layer1\.layer1\.", "first."),
                 (r"^DWT_down_(\d+)\.conv1x1_", r"wavelets.\1."),
-                (r"^layer(\d+)\.", lambda found: f"downs.{int(found[1]) - 2}."),  # type: ignore[arg-type]
+                (r"^layer(\d+)\.", lambda found: f"downs.{int(found[1]) - 2}."),
                 (r"^dlayer1\.", "last."),
-                (r"^dlayer(\d+)\.", lambda found: f"ups.{int(found[1]) - 2}."),  # type: ignore[arg-type]
+                (r"^dlayer(\d+)\.", lambda found: f"ups.{int(found[1]) - 2}."),
                 (r"\.d?layer\d+_t?conv\.0\.", ".conv."),
                 (r"\.d?layer\d+_t?conv\.1\.", ".dense."),
                 (r"\.dlayer\d+_linear\.1\.", ".dense."),
@@ -368,7 +368,7 @@ class UNetDiscriminator(nn.Module):
             for level in range(2, levels + 1)
         )
         self.wavelets = nn.ModuleList(
-            DWTConv(width(level) if level else config.in_channels, channels, dims=dims, wavelet=config.wavelet or "")
+            DWTConv(width(level) if level else config.in_channels, channels, dims=dims, wavelet=config.wavelet or "haar")
             for level, channels in enumerate(extra)
         )
         # From the level to the one above; what comes up meets what goes across and the high bands.
