@@ -368,12 +368,18 @@ class UNetDiscriminator(nn.Module):
             for level in range(2, levels + 1)
         )
         self.wavelets = nn.ModuleList(
-            DWTConv(width(level) if level else config.in_channels, channels, dims=dims, wavelet=config.wavelet or "haar")
+            DWTConv(
+                width(level) if level else config.in_channels, channels, dims=dims, wavelet=config.wavelet or "haar"
+            )
             for level, channels in enumerate(extra)
         )
         # From the level to the one above; what comes up meets what goes across and the high bands.
         self.ups = nn.ModuleList(
-            UpBlock(width(level) if level == levels else 2 * width(level) + per_level[level - 1], width(level - 1), dims=dims)
+            UpBlock(
+                width(level) if level == levels else 2 * width(level) + per_level[level - 1],
+                width(level - 1),
+                dims=dims,
+            )
             for level in range(2, levels + 1)
         )
         self.last = LinearUpBlock(2 * width(1) + per_level[0], 2 * filters, dims=dims)

@@ -46,9 +46,7 @@ class MedicalResNetConfig(BackboneConfig):
     width: int = 64
     shortcut: Shortcut = "conv"
     preprocess: VolumePreprocess = field(
-        default_factory=lambda: VolumePreprocess(
-            size=(56, 112, 112), mean=(0.0,), std=(1.0,), intensity="standardise"
-        )
+        default_factory=lambda: VolumePreprocess(size=(56, 112, 112), mean=(0.0,), std=(1.0,), intensity="standardise")
     )
 
     def __post_init__(self) -> None:
@@ -129,9 +127,7 @@ class MedicalResNet(Backbone):
                 width = config.width * 2**stage
                 stride = _STRIDES[stage] if number == 0 else 1
                 blocks.append(
-                    DilatedBlock(
-                        channels, width, stride=stride, dilation=_DILATIONS[stage], shortcut=config.shortcut
-                    )
+                    DilatedBlock(channels, width, stride=stride, dilation=_DILATIONS[stage], shortcut=config.shortcut)
                 )
                 channels = width
             stages.append(nn.Sequential(*blocks))

@@ -101,9 +101,7 @@ def _by_rule(case: Case) -> dict[str, Tensor]:
         options |= {"depths": tuple(config["layers"])} if "layers" in config else {}
         model: nn.Module = MedicalResNetConfig(in_channels=config.get("in_channels", 1), **options).build()
     else:
-        model = UNetDiscriminatorConfig(
-            in_channels=config.get("in_channels", 1), filters=config.get("nf", 16)
-        ).build()
+        model = UNetDiscriminatorConfig(in_channels=config.get("in_channels", 1), filters=config.get("nf", 16)).build()
     rename = _discriminator_key if case.name.startswith("discriminator") else str
     state = {}
     for name, tensor in model.state_dict().items():
