@@ -41,14 +41,23 @@ class Scan:
     header: Any = None
 
     @property
+    def upright_spacing(self) -> tuple[float, float, float]:
+        """Distance of slices, rows and columns of `upright` in millimetres."""
+        order, spacing = _orientation(self.affine)[0], self.spacing
+        right, front, up = (spacing[order.index(world)] for world in range(3))
+        return up, front, right
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Distance of neighbouring voxels along each axis in millimetres."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     def upright(self, values: Array | None = None) -> Array:
-        """Values of this scan, or of one on a finer grid of the same axes, as (D, H, W): slices from the feet up,
-        with the front of the body at the top and its right side at the left."""
+        """A view (D, H, W) of the values, or of others along the same axes (X, Y, Z).
+
+        Slices go from the feet up, with the front of the body at the top and its right side at the left.
+        """
         values = self.values if values is None else values
         order, flips = _orientation(self.affine)
         turned = values.transpose([order.index(axis) for axis in range(3)])

@@ -140,7 +140,6 @@ class DenseResidualBlock(nn.Module):
 
     def __init__(self, channels: int, *, dims: int = 3, norm: bool = False) -> None:
         super().__init__()
-        self.norm = norm
         self.blocks = nn.ModuleList()
         for number in range(1, _DENSE + 1):
             layers: list[nn.Module] = [_CONV[dims](number * channels, channels, 3, padding=1)]
@@ -150,13 +149,23 @@ class DenseResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape (B, channels, *positions)."""
-        if not self.norm:
-            parameters = [tensor for block in self.blocks for tensor in (block[0].weight, block[0].bias)]  # type: ignore[index]
+        if parameters := self._plain_parameters():
             return _RESIDUAL * dense_conv(x, _SLOPE, *parameters) + x
         features = [x]
         for block in self.blocks:
             features.append(block(torch.cat(features, 1)))
         return _RESIDUAL * features[-1] + x
+
+    def _plain_parameters(self) -> list[Tensor]:
+        """Weights and biases, if each layer is still what it was built as and nobody watches it."""
+        parameters: list[Tensor] = []
+        for block in self.blocks:
+            conv, *rest = block.children() if isinstance(block, nn.Sequential) else (block,)
+            plain = type(conv) in (nn.Conv2d, nn.Conv3d) and all(type(layer) is nn.LeakyReLU for layer in rest)
+            if not plain or any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, *rest)):
+                return []
+            parameters += [conv.weight, conv.bias]  # type: ignore[list-item]
+        return parameters
 
 
 class ResidualInResidualBlock(nn.Module):

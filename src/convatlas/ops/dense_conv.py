@@ -109,8 +109,8 @@ def _buffered(x: Tensor, slope: float, parameters: list[Tensor]) -> tuple[Tensor
 
 @_buffered.register_fake
 def _(x: Tensor, slope: float, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    weight = parameters[-2]
-    return (x.new_empty(x.shape[0], size, *x.shape[2:]) for size in weight.shape[:2])  # type: ignore[return-value]
+    results, seen = parameters[-2].shape[:2]
+    return x.new_empty(x.shape[0], results, *x.shape[2:]), x.new_empty(x.shape[0], seen, *x.shape[2:])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -181,7 +181,8 @@ class SuperResolution(GradientTask):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Mean squared error of the enlarged patches (paper, equation 7)."""
-        return {"loss": F.mse_loss(self.network(batch["low"]).float(), batch["high"])}
+        result, truth = self.network(batch["low"]).float(), batch["high"]
+        return {"loss": F.mse_loss(result, truth), "result": result, "truth": truth}
 
     def metrics(self) -> nn.Module:
         """PSNR of luma and mean squared error of whole validation images."""
