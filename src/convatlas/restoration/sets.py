@@ -26,8 +26,12 @@ class Entries(Protocol):
     """Samples of one split; each has a name, and that of the clip which it is a part of, "" for none."""
 
     @property
-    def entries(self) -> Sequence[_Entry]: ...
+    def entries(self) -> Sequence[_Entry]:
+        """The samples, in order."""
+        ...
+
     def __len__(self) -> int: ...
+
     def subset(self, rows: Sequence[int]) -> Self:
         """The entries at some places."""
         ...
