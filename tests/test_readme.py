@@ -27,7 +27,9 @@ def commands(page: Path) -> list[str]:
 
 EVERY = [(page, line) for page in PAGES for line in commands(page)]
 #: Pages whose commands need other data and are run by the tests of their task.
-ELSEWHERE = {"audio.md", "denoising.md", "forecasting.md", "physics.md", "points.md", "super_resolution.md"}
+ELSEWHERE = {
+    *("audio.md", "denoising.md", "forecasting.md", "physics.md", "points.md", "super_resolution.md", "volumes.md"),
+}
 SHOWN = [pytest.param(line, id=f"{page.name}: {line}") for page, line in EVERY if page.name not in ELSEWHERE]
 
 

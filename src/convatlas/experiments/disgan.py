@@ -196,8 +196,8 @@ def quick() -> Report:
     note = Note(
         f"{FIRST} steps by the mean difference, then {STEPS} steps in each way, on {TRAIN} simulated heads of {SIDE} "
         f"voxels a side; {TEST} others are enlarged. The paper trains from the start against the discriminator, for "
-        "days. So few steps can show that a network beats interpolation; that wavelets clean better than a plain U-Net they "
-        "can only hint at, because 5 thousandths of the adversarial loss move little in this time."
+        "days. So few steps can show that a network beats interpolation; that wavelets clean better than a plain U-Net "
+        "they can only hint at, because 5 thousandths of the adversarial loss move little in this time."
     )
     return finished("DISGAN: quick test of its claims", [section, pictures, Section("Training", [lines, note])])
 
