@@ -1,4 +1,4 @@
-"""Volumes: patches to learn from, enlarging whole ones in bounded memory, files in and out, the task and its reports."""
+"""Volumes: patches to learn from, enlarging whole ones in bounded memory, files in and out, the task, its reports."""
 
 from __future__ import annotations
 

@@ -72,9 +72,9 @@ def _orientation(affine: npt.NDArray[np.float64]) -> tuple[list[int], list[bool]
     rotation = affine[:3, :3] / np.where(lengths > 0, lengths, 1)
     weights, order = np.abs(rotation), [-1, -1, -1]
     for _ in range(3):
-        world, axis = np.unravel_index(int(np.argmax(weights)), (3, 3))
-        order[axis] = int(world)
-        weights[world, :] = weights[:, axis] = -1
+        best = divmod(int(np.argmax(weights)), 3)
+        order[best[1]] = best[0]
+        weights[best[0], :] = weights[:, best[1]] = -1
     flips = [False] * 3
     for axis, world in enumerate(order):
         flips[world] = bool(rotation[world, axis] < 0)

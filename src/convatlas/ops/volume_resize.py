@@ -51,7 +51,9 @@ def shrink(x: Tensor, scale: int, degradation: Degradation = "linear") -> Tensor
         raise ValueError(f"positions of x must be multiples of scale {scale}, got {tuple(x.shape[2:])}")
     size = [length // scale for length in x.shape[2:]]
     if degradation == "nearest":
-        return x[(..., *[slice(None, None, scale)] * len(size))].contiguous()
+        for axis in range(2, x.dim()):
+            x = x[(slice(None),) * axis + (slice(None, None, scale),)]
+        return x.contiguous()
     if centred:
         return F.interpolate(x, size, mode=_LINEAR[len(size)], align_corners=False)
     return fourier_resize(x, size)
@@ -80,7 +82,9 @@ def linear_enlarge(x: Tensor, scale: int, degradation: Degradation = "linear") -
         return F.interpolate(x, size, mode=_LINEAR[dims], align_corners=False)
     around = F.pad(x, (0, 1) * dims, mode="replicate")
     y = F.interpolate(around, [length + 1 for length in size], mode=_LINEAR[dims], align_corners=True)
-    return y[(..., *(slice(length) for length in size))].contiguous()
+    for axis, length in enumerate(size, start=2):
+        y = y.narrow(axis, 0, length)
+    return y.contiguous()
 
 
 def _check(x: Tensor, scale: int) -> None:

@@ -140,7 +140,7 @@ class VolumePatches(Dataset[dict[str, Tensor]]):
         index, seed = key if isinstance(key, tuple | list) else (key, 0)
         place = self.places[index]
         pair = self.pairs[place[0]]
-        axes = [axis for axis in range(3) if self.flip and seed >> axis & 1]
+        axes = tuple(axis for axis in range(3) if self.flip and seed >> axis & 1)
         cuts = {"low": self._cut(pair.low, place, self.scale), "high": self._cut(pair.high, place, 1)}
         return {
             name: torch.from_numpy(np.ascontiguousarray(np.flip(cut, axes)))[None].float() for name, cut in cuts.items()
@@ -208,14 +208,31 @@ def measure_volume(
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogateescape")))
     clean = torch.from_numpy(pair.low)
     noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
-    qualities, pictures = [], []
-    for low in (clean, noisy):
-        linear = linear_enlarge(low[None, None], model.scale, degradation)[0, 0]
-        plain = Intensities(0.0, 1.0)
-        network = torch.from_numpy(super_resolve(model, low.numpy(), patches=patches, intensities=plain))
-        qualities += [VolumeQuality.of(linear, truth), VolumeQuality.of(network, truth)]
-        pictures.append(_slices(scan, linear, network, truth))
-    return MeasuredVolume(name, tuple(truth.shape), *qualities, float(sharpness(truth)), *pictures)
+    (linear, network, slices), (noisy_linear, noisy_network, noisy_slices) = (
+        _enlarged_twice(model, low, truth, scan, degradation, patches) for low in (clean, noisy)
+    )
+    return MeasuredVolume(
+        name,
+        tuple(truth.shape),
+        linear=linear,
+        network=network,
+        noisy_linear=noisy_linear,
+        noisy_network=noisy_network,
+        sharpness=float(sharpness(truth)),
+        slices=slices,
+        noisy_slices=noisy_slices,
+    )
+
+
+def _enlarged_twice(
+    model: Upscaler, low: Tensor, truth: Tensor, scan: Scan, degradation: Degradation, patches: Patches
+) -> tuple[VolumeQuality, VolumeQuality, dict[str, Array]]:
+    """By interpolation and by the network: the quality of both, and their slices."""
+    linear = linear_enlarge(low[None, None], model.scale, degradation)[0, 0]
+    plain = Intensities(0.0, 1.0)
+    network = torch.from_numpy(super_resolve(model, low.numpy(), patches=patches, intensities=plain))
+    shown = _slices(scan, linear, network, truth)
+    return VolumeQuality.of(linear, truth), VolumeQuality.of(network, truth), shown
 
 
 def _slices(scan: Scan, linear: Tensor, network: Tensor, truth: Tensor) -> dict[str, Array]:

@@ -117,12 +117,12 @@ def comparison_report(tasks: Mapping[str, VolumeSuperResolution], runs: Mapping[
         ranking[name] = {"PSNR [dB]": clean.psnr, "SSIM": clean.ssim, "PSNR from noisy [dB]": noisy.psnr}
     ranked, parts = side_by_side(tasks, runs, ranking)
     rows: list[tuple[Array, str]] = []
-    for volumes in list(zip(*(measured[name] for name in ranked), strict=True))[:_MOST_PICTURES]:
+    for same in list(zip(*(measured[name] for name in ranked), strict=True))[:_MOST_PICTURES]:
         for kind, what in (("slices", ""), ("noisy_slices", ", from noisy low resolution")):
-            shown = [getattr(volume, kind) for volume in volumes]
+            shown = [getattr(volume, kind) for volume in same]
             stack = [shown[0]["linear"], *(each["network"] for each in shown), shown[0]["truth"]]
             stack += [each["network residual"] for each in shown]
-            rows.append((_stacked(stack), f"{volumes[0].name}{what}"))
+            rows.append((_stacked(stack), f"{same[0].name}{what}"))
     caption = (
         f"From top to bottom: linear interpolation, {listed(ranked)}, truth, residuals of {listed(ranked)}. {_RED_BLUE}"
     )

@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +123,7 @@ class VolumeSuperResolution(GradientTask):
         return config
 
     def _build(self) -> Upscaler:
-        return cast(Upscaler, self._config().build())
+        return self._config().build()
 
     # Data and network
 

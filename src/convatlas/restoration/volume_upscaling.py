@@ -284,4 +284,5 @@ def _before_after(
         for volume in (before, after)
     ]
     spacing = scan.upright_spacing
-    return (*(orthogonal_slices(each, spacing) for each in planes), residual_slices(planes[1], planes[0], spacing))
+    first, second = (orthogonal_slices(each, spacing) for each in planes)
+    return first, second, residual_slices(planes[1], planes[0], spacing)
