@@ -103,7 +103,7 @@ def test_bad_files_are_told(tmp_path: Path):
     for name, reason in (
         ("missing.nii", "there is no such file"),
         ("empty.nii", "the file is empty"),
-        ("text.nii.gz", "cannot be read"),
+        ("text.nii.gz", "it is no NIfTI file"),
         ("flat.npy", "three axes are expected"),
         ("other.npz", "must hold an array named volume"),
         ("affine.npz", r"affine must be \(4, 4\)"),

@@ -148,9 +148,10 @@ class VolumeSuperResolution(GradientTask):
         )
         self.val_set: WholeVolumes = WholeVolumes(val)
         if not len(self.train_set) or not val:
+            left_out = "".join(f"; {name} was left out: {why}" for name, why in list(self.unreadable.items())[:1])
             raise DataError(
                 f"{self.data} has too few volumes: training needs some of at least {self.patch_size} voxels a side "
-                "that show something, and one to choose the best epoch by"
+                f"that show something, and one to choose the best epoch by{left_out}"
             )
 
     def _split(self, sets: dict[str, Volumes]) -> dict[str, Volumes]:
@@ -198,6 +199,11 @@ class VolumeSuperResolution(GradientTask):
         for low, high in zip(batch["low"], batch["high"], strict=True):
             result = super_resolve(self.network, low[0].cpu().numpy(), patches=self.patches, intensities=plain)
             metrics.update(torch.from_numpy(result).to(high.device), high[0])
+
+    def example_inputs(self, batch: int = 1) -> tuple[Any, ...]:
+        """Random patches of the size that whole volumes are cut to."""
+        weight = next(self.network.parameters())
+        return (torch.rand(batch, 1, *[self.patches.tile] * 3, device=weight.device),)
 
     # Use
 
