@@ -161,6 +161,7 @@ def test_convolutions_of_the_discriminator_begin_with_a_deviation_of_one():
     assert float(model.downs[0].dense.blocks[4][0].weight.std()) == pytest.approx(1, rel=0.05)
     assert float(model.ups[0].conv.weight.std()) < 0.1
     assert not model.stem.bias.any()
+    assert float(UNetDiscriminatorConfig(filters=8, levels=3, init_std=None).build().stem.weight.std()) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,7 @@ def test_convolutions_of_the_discriminator_begin_with_a_deviation_of_one():
         (lambda: RRDBConfig(filters=0), "filters must be at least 1, got 0"),
         (lambda: UNetDiscriminatorConfig(levels=1), "levels must be at least 2, got 1"),
         (lambda: UNetDiscriminatorConfig(filters=1), "filters must be more than 1"),
+        (lambda: UNetDiscriminatorConfig(init_std=-1), "init_std must not be negative"),
         (lambda: RRDBConfig(**TINY).build()(torch.zeros(1, 1, 4, 4)), r"x must be \(B, 1, D, H, W\)"),
         (
             lambda: UNetDiscriminatorConfig(filters=4).build()(torch.zeros(1, 1, 64, 64, 32)),

@@ -86,6 +86,8 @@ class UNetDiscriminatorConfig(NetworkConfig):
         filters: nf of the paper, the channels at full resolution.
         levels: how often the resolution is halved.
         wavelet: of the units on the way down; without one, the convolutions give their channels as well.
+        init_std: standard deviation of the first weights of all convolutions but the transposed ones; 1 as in the
+            authors' code, None for torch's own.
 
     Raises:
         ValueError: a value is out of range.
@@ -97,9 +99,12 @@ class UNetDiscriminatorConfig(NetworkConfig):
     filters: int = 16
     levels: int = 6
     wavelet: str | None = "haar"
+    init_std: float | None = 1.0
 
     def __post_init__(self) -> None:
         _check_sizes(self.dims, in_channels=self.in_channels, filters=self.filters)
+        if self.init_std is not None and self.init_std < 0:
+            raise ValueError(f"init_std must not be negative, got {self.init_std}")
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
         if self.wavelet is not None and any(of >= self.width(level) for level, of in enumerate(self.wavelets, 1)):
@@ -395,7 +400,11 @@ class UNetDiscriminator(nn.Module):
         self.mix = conv(3 * filters, 2 * filters, 3, padding=1)
         self.mix_norm = norm(2 * filters)
         self.head = conv(2 * filters, 1, 3, padding=1)
-        self.apply(_initialise)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d) and config.init_std is not None:
+                nn.init.normal_(module.weight, std=config.init_std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def in_channels(self) -> int:
@@ -439,14 +448,6 @@ class UNetDiscriminator(nn.Module):
             raise ValueError(f"x must be (B, {config.in_channels}, {axes}), got {tuple(x.shape)}")
         if any(size % step or size == 0 for size in x.shape[2:]):
             raise ValueError(f"sizes of x must be multiples of {step}, got {tuple(x.shape[2:])}")
-
-
-def _initialise(module: nn.Module) -> None:
-    # Standard deviation 1, as the authors draw every convolution; transposed ones stay as torch draws them.
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
-        nn.init.normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 VARIANTS: dict[str, RRDBConfig | UNetDiscriminatorConfig] = {

@@ -1,7 +1,7 @@
 """MedicalNet's residual networks for volumes, whose last stages dilate instead of striding.
 
 Chen, Ma, Zheng: "Med3D: Transfer Learning for 3D Medical Image Analysis", 2019, arXiv 1904.00625. Parameters are named
-as in the authors' code, github.com/Tencent/MedicalNet.
+as in the authors' code, github.com/Tencent/MedicalNet (MIT), which links to files such as ``resnet_10_23dataset.pth``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from convatlas.data.volume_transforms import VolumePreprocess
 from convatlas.errors import unknown
-from convatlas.networks.base import Backbone, BackboneConfig, Feature, PublishedFile
+from convatlas.networks.base import Backbone, BackboneConfig, Feature
 from convatlas.weights import Layout
 
-__all__ = ["PUBLISHED", "VARIANTS", "DilatedBlock", "MedicalResNet", "MedicalResNetConfig"]
+__all__ = ["VARIANTS", "DilatedBlock", "MedicalResNet", "MedicalResNetConfig"]
 
 Shortcut = Literal["pad", "conv"]
 
@@ -114,6 +114,7 @@ class MedicalResNet(Backbone):
     }
     classifier_modules: ClassVar[tuple[str, ...]] = ("fc",)
     stem_modules: ClassVar[tuple[str, ...]] = ("conv1",)
+    min_size: int | tuple[int, ...] | None = (1, 1, 1)
 
     def __init__(self, config: MedicalResNetConfig) -> None:
         super().__init__(config)
@@ -163,9 +164,4 @@ VARIANTS: dict[str, MedicalResNetConfig] = {
     "med3d_resnet10": MedicalResNetConfig(),
     "med3d_resnet18": MedicalResNetConfig(depths=(2, 2, 2, 2), shortcut="pad"),
     "med3d_resnet34": MedicalResNetConfig(depths=(3, 4, 6, 3), shortcut="pad"),
-}
-
-#: Trained on the segmentation of 23 data sets.
-PUBLISHED: dict[str, tuple[PublishedFile, ...]] = {
-    name: (PublishedFile("https://github.com/Tencent/MedicalNet", "MIT", {}, by_hand=True),) for name in VARIANTS
 }

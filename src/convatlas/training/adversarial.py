@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from convatlas.errors import Unsupported
 from convatlas.networks.base import Backbone
-from convatlas.networks.registry import create_model, published_source
+from convatlas.networks.registry import create_model
 from convatlas.ops.adversarial import relativistic_discriminator_loss, relativistic_generator_loss
 from convatlas.training.method import LossFn, Method
 from convatlas.training.optim import make_optimizer
@@ -52,7 +52,7 @@ class Adversarial(nn.Module, Method):
         features: name of a network whose last feature map is compared, such as ``med3d_resnet10``; none when left out.
             It is not trained.
         features_options: fields of its config to change.
-        features_weights: a checkpoint of it, or ``published``; without one its weights are random.
+        features_weights: a checkpoint of it; without one its weights are random.
         feature_weight: of the distance of features.
 
     Raises:
@@ -143,7 +143,7 @@ class Adversarial(nn.Module, Method):
 def _made(name: str, options: Mapping[str, Any] | None, weights: str | None) -> nn.Module:
     model = create_model(name, **(options or {}))
     if weights is not None:
-        load_weights(model, published_source(name) if weights == "published" else weights)
+        load_weights(model, weights)
     return model
 
 

@@ -20,9 +20,13 @@ NETWORKS = [
     Network("disgan_x2", {"filters": 4, "num_blocks": 1}, _volume(5, 3, 4)),
     Network("disgan_x4", {"filters": 3, "num_blocks": 1, "norm": True, "in_channels": 2}, _volume(3, 2, 5)),
     Network("disgan_2d_x2", {"filters": 4, "num_blocks": 1}, _volume(7, 5)),
-    Network("disgan_discriminator", {"filters": 4, "levels": 3}, _volume(8, 16, 8)),
-    Network("disgan_plain_discriminator", {"filters": 3, "levels": 2, "in_channels": 2}, _volume(8, 4, 12)),
-    Network("disgan_2d_discriminator", {"filters": 4, "levels": 3, "wavelet": "db2"}, _volume(16, 24)),
+    Network("disgan_discriminator", {"filters": 4, "levels": 3, "init_std": None}, _volume(8, 16, 8)),
+    Network(
+        "disgan_plain_discriminator", {"filters": 3, "levels": 2, "in_channels": 2, "init_std": None}, _volume(8, 4, 12)
+    ),
+    Network(
+        "disgan_2d_discriminator", {"filters": 4, "levels": 3, "wavelet": "db2", "init_std": None}, _volume(16, 24)
+    ),
     Network("med3d_resnet10", {"width": 4, "num_classes": 3}, _volume(19, 17, 21)),
     Network("med3d_resnet18", {"width": 4, "depths": (1, 2, 1, 1), "num_classes": 3}, _volume(17, 18, 9)),
 ]
