@@ -23,6 +23,7 @@ from convatlas.bench import (
     deform_conv,
     depthwise,
     dilated_reparam,
+    disgan,
     eca,
     fdconv,
     fft_conv,
@@ -117,6 +118,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "BATCH", 1)
     monkeypatch.setattr(decamouflage, "SIZES", ((24, 28), (20, 23)))
     monkeypatch.setattr(decamouflage, "COLUMNS", ((8, 3, 2), (9, 3, 2)))
+    monkeypatch.setattr(disgan, "DENSE_SIZES", ((1, 2, 4), (2, 2, 3)))
+    monkeypatch.setattr(disgan, "UNIT_SIZES", ((1, 2, 1, 4), (2, 1, 2, 6)))
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))

@@ -50,7 +50,7 @@ SIDE, PATCH, BATCH = 32, 16, 4
 TRAIN, TEST = 12, 4
 NOISE = 0.05
 #: Steps by the mean difference alone, which all ways begin with, then steps of each way.
-FIRST, STEPS = 220, 48
+FIRST, STEPS = 180, 32
 LEARNING_RATE = 3e-3
 TRAINING = Training(epochs=4, lr=1e-3, weight_decay=0.0, schedule="constant", warmup_epochs=0)
 GENERATOR: dict[str, Any] = {"filters": 8, "num_blocks": 1}
