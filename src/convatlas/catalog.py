@@ -55,11 +55,13 @@ TASKS: dict[str, str] = {
     "skeletons": "recognition.skeletons:Skeletons",
     "super-resolution": "restoration.super_resolution:SuperResolution",
     "video-delivery": "restoration.stdo:VideoDelivery",
+    "volume-super-resolution": "restoration.volume_super_resolution:VolumeSuperResolution",
     "waves": "physics.wave:Waves",
 }
 
 #: Name of a training method, as the setting ``methods`` takes it -> "module:class" below the package.
 METHODS: dict[str, str] = {
+    "adversarial": "training.adversarial:Adversarial",
     "additive_margin": "training.additive_margin:AdditiveMargin",
     "token_labelling": "training.token_labelling:TokenLabelling",
     "cosine_restarts": "training.cosine_restarts:CosineRestarts",

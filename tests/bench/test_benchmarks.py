@@ -25,6 +25,7 @@ from convatlas.bench import (
     deform_conv,
     depthwise,
     dilated_reparam,
+    disgan,
     eca,
     fdconv,
     fft_conv,
@@ -142,6 +143,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_chroma, "SIZES", ((9, 12), (8, 7)))
     monkeypatch.setattr(log_chroma, "BINS", (8, 16))
     monkeypatch.setattr(decamouflage, "COLUMNS", ((8, 3, 2), (9, 3, 2)))
+    monkeypatch.setattr(disgan, "DENSE_SIZES", ((1, 2, 4), (2, 2, 3)))
+    monkeypatch.setattr(disgan, "UNIT_SIZES", ((1, 2, 1, 4), (2, 1, 2, 6)))
     monkeypatch.setattr(wavelets, "SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(wavelets, "LONG_SIZES", ((1, 2, 8), (2, 3, 6)))
     monkeypatch.setattr(scattering, "IMAGES", ((1, 1, 8, 1), (1, 1, 8, 2)))

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convatlas.nn.sub_pixel import SubPixelConv2d, conv_transpose_weight, icnr_, reorder_depth_to_space
+from convatlas.nn.sub_pixel import (
+    PixelShuffle3d,
+    SubPixelConv2d,
+    SubPixelConv3d,
+    conv_transpose_weight,
+    icnr_,
+    reorder_depth_to_space,
+)
 from convatlas.ops.shuffle import pixel_shuffle
 
 
@@ -76,3 +83,32 @@ def test_channels_of_depth_to_space_are_put_in_our_order():
 def test_what_cannot_be_is_refused(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("scale", "kernel_size"), [(2, 3), (3, 1)])
+def test_volumes_are_enlarged_as_by_a_transposed_convolution(scale: int, kernel_size: int):
+    layer = SubPixelConv3d(3, 2, kernel_size, scale=scale).double()
+    with torch.no_grad():
+        layer.conv.bias.copy_(torch.randn(2).repeat_interleave(scale**3))
+    x = torch.randn(2, 3, 4, 3, 5, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape == (2, 2, 4 * scale, 3 * scale, 5 * scale)
+    torch.testing.assert_close(layer.to_conv_transpose()(x), y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(PixelShuffle3d(scale)(layer.conv(x)), y)
+    nn.init.zeros_(layer.conv.bias)
+    icnr_(layer.conv.weight, scale)
+    blocks = layer(x).unfold(2, scale, scale).unfold(3, scale, scale).unfold(4, scale, scale)
+    torch.testing.assert_close(blocks, blocks[..., :1, :1, :1].expand_as(blocks))
+
+
+def test_voxels_come_from_channels_row_by_row():
+    x = torch.arange(16.0).reshape(1, 16, 1, 1, 1)
+    y = PixelShuffle3d(2)(x)
+    assert torch.equal(y[0, 1], torch.arange(8.0, 16).reshape(2, 2, 2))
+    for call, message in (
+        (lambda: PixelShuffle3d(0), "factor must be at least 1"),
+        (lambda: PixelShuffle3d(2)(x[0]), r"x must be \(B, C, D, H, W\)"),
+        (lambda: conv_transpose_weight(torch.zeros(9, 1, 3, 3, 3), 2), r"weight must be \(C \* scale\^3, I, k, k, k\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from convatlas.errors import UnknownName
 from convatlas.ops.tiling import tiled
+from convatlas.training.measure import peak_bytes
 
 
 def network(dims: int, scale: int = 1) -> nn.Module:
@@ -48,7 +52,7 @@ def test_less_overlap_shows_seams() -> None:
     assert (tiled(model, x, tile=16, overlap=4) - model(x)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("window", ["flat", "linear", "hann"])
+@pytest.mark.parametrize("window", ["flat", "linear", "hann", "gaussian"])
 @pytest.mark.parametrize(("tile", "overlap"), [(10, 0), (10, 1), (10, 4), (10, 9), (7, 5), (50, 3)])
 def test_weights_sum_to_one(window: str, tile: int, overlap: int) -> None:
     x = torch.randn(1, 2, 23, 31, dtype=torch.float64)
@@ -132,3 +136,38 @@ def test_bad_input() -> None:
         tiled(same, x, tile=8, scale=2)
     with pytest.raises(ValueError, match="window must be 'flat' for a function that gives"):
         tiled(Tensor.long, x, tile=8, overlap=2, window="hann")
+
+
+def test_gaussian_weights_trust_the_middle_of_a_tile() -> None:
+    def marks_borders(part: Tensor) -> Tensor:
+        y = torch.zeros_like(part)
+        y[..., 0] = y[..., -1] = 1
+        return y
+
+    x = torch.zeros(1, 1, 100)
+    seams = tiled(marks_borders, x, tile=32, overlap=16, window="gaussian")[0, 0]
+    assert float(seams[1:-1].max()) < 0.05
+    assert seams[0] == seams[-1] == 1
+
+
+def test_a_result_that_the_memory_does_not_hold(tmp_path: Path) -> None:
+    x = torch.randn(1, 1, 12, 9, 10)
+    mapped = np.memmap(tmp_path / "result", np.float32, "w+", shape=(1, 1, 24, 18, 20))
+    mapped[:] = 7
+    out = torch.from_numpy(mapped)
+    options = {"tile": 6, "overlap": 2, "scale": 2, "window": "gaussian"}
+    model = nn.Upsample(scale_factor=2)
+    assert tiled(model, x, out=out, **options) is out
+    torch.testing.assert_close(torch.from_numpy(np.array(mapped)), tiled(model, x, **options))
+    with pytest.raises(ValueError, match="out must be"):
+        tiled(model, x, out=out[..., :19], **options)
+
+
+def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
+    taken = []
+    for side in (16, 32):
+        x = torch.zeros(1, 1, side, side, side)
+        out = torch.from_numpy(np.memmap(tmp_path / str(side), np.float32, "w+", shape=(1, 1, *[2 * side] * 3)))
+        call = partial(tiled, nn.Upsample(scale_factor=2), x, tile=8, overlap=4, scale=2, window="gaussian", out=out)
+        taken.append(peak_bytes(call))
+    assert taken[1] <= 1.05 * taken[0]

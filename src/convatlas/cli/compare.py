@@ -29,7 +29,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--models",
         type=dict[str, dict[str, Any]] | str | None,
-        help="names with commas between them, or a mapping of labels to settings: {net: {model: A, options: {}}, ...}",
+        help="names with commas between them, or a mapping of labels to settings: {net: {model: A, options: {}}, ...}; "
+        "among these may be the training's methods: {net: {model: A, methods: {sam: {}}}, ...}",
     )
     parser.add_argument(
         "--with",
@@ -56,11 +57,15 @@ def run(argv: Sequence[str]) -> int:
         from convatlas.training.run import Run, from_mapping, to_mapping
 
         common = to_mapping(task)
+        trainings = {
+            label: dataclasses.replace(training, methods=settings.pop("methods", training.methods))
+            for label, settings in choices.items()
+        }
         tasks = {label: from_mapping(cls, {**common, **settings}) for label, settings in choices.items()}
         runs = {label: Run(folder / label) for label in tasks}
         for label, candidate in tasks.items():
             try:
-                candidate.fit(folder / label, training, resume=runs[label].config.is_file())
+                candidate.fit(folder / label, trainings[label], resume=runs[label].config.is_file())
             except Interrupted as stopped:
                 text = f"stopped; go on with the same command and --out {folder} --resume"
                 raise Interrupted(text, stopped.exit_code) from None

@@ -1,5 +1,5 @@
 """The protocols of networks: a frozen config; backbones, with features from high to low resolution and a head that can
-be replaced; upscalers, which enlarge an image; networks that map fields to fields.
+be replaced; upscalers, which enlarge an image or a volume; networks that map fields to fields.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ class Backbone(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerConfig(NetworkConfig):
-    """Config of a network that enlarges an image.
+    """Config of a network that enlarges an image or a volume.
 
     Attributes:
-        scale: how many times as high and wide the image becomes.
+        scale: how many times as long each axis becomes.
         in_channels: channels of the image: 1 for luma, 3 for RGB.
 
     Raises:
@@ -242,7 +242,7 @@ class UpscalerConfig(NetworkConfig):
 
 
 class Upscaler(nn.Module, ABC):
-    """A network that enlarges an image (B, C, H, W) with values in [0, 1] to (B, C, scale H, scale W).
+    """A network that enlarges an image (B, C, H, W) with values in [0, 1] to (B, C, scale H, scale W), or a volume.
 
     What it does at a pixel must not depend on where the pixel lies, so that a large image can be enlarged in tiles.
     """
@@ -256,8 +256,13 @@ class Upscaler(nn.Module, ABC):
 
     @property
     def scale(self) -> int:
-        """How many times as high and wide the image becomes."""
+        """How many times as long each axis becomes."""
         return int(self.config.scale)
+
+    @property
+    def dims(self) -> int:
+        """Axes of position: 2 of images, 3 of volumes."""
+        return 2
 
     @property
     def in_channels(self) -> int:
@@ -278,18 +283,21 @@ class Upscaler(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The enlarged image (B, in_channels, scale H, scale W) of an image (B, frames * in_channels, H, W) in [0, 1].
 
+        Volumes have one axis more, D before H.
+
         Raises:
             ValueError: x has a wrong number of dimensions or channels, or is not floating point.
         """
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
-        """A random image of 64 x 64 pixels, for tracing and timing."""
-        return (torch.rand(batch, self.frames * self.in_channels, 64, 64),)
+        """A random image of 64 x 64 pixels, or a volume of 32 x 32 x 32 voxels, for tracing and timing."""
+        size = (64, 64) if self.dims == 2 else (32,) * self.dims
+        return (torch.rand(batch, self.frames * self.in_channels, *size),)
 
     def _check_input(self, x: Tensor) -> None:
-        channels = self.frames * self.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"x must be (B, {channels}, H, W), got {tuple(x.shape)}")
+        channels, dims = self.frames * self.in_channels, self.dims
+        if x.dim() != dims + 2 or x.shape[1] != channels:
+            raise ValueError(f"x must be (B, {channels}, {', '.join('DHW'[-dims:])}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point with values in [0, 1], got {x.dtype}")
 

@@ -16,7 +16,9 @@ from convatlas.errors import unknown
 
 __all__ = ["Window", "tiled"]
 
-Window = Literal["flat", "linear", "hann"]
+Window = Literal["flat", "linear", "hann", "gaussian"]
+#: Standard deviation of the Gaussian window in lengths of a tile.
+_SIGMA = 1 / 8
 Scale = int | Fraction
 Number = TypeVar("Number", int, Scale)
 
@@ -31,6 +33,7 @@ def tiled(
     window: Window = "flat",
     batch_size: int = 1,
     device: torch.device | str | None = None,
+    out: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Run a function on overlapping tiles of x and put the results together.
@@ -48,17 +51,20 @@ def tiled(
         overlap: positions that neighbouring tiles share, at least; smaller than the tile.
         scale: output positions for each input position, for instance 4 in super-resolution or Fraction(1, 2); the tile,
             the overlap and the positions times scale must be whole numbers.
-        window: "flat", or weights that fall linearly or as a cosine ("hann") over the overlap.
+        window: "flat"; weights that fall linearly or as a cosine ("hann") over the overlap; or "gaussian", weights that
+            fall from the middle of each tile, with a standard deviation of an eighth of it.
         batch_size: tiles that go through the function together.
         device: where the result is put together, by default where x is; tiles go to the function where x is.
+        out: where to put the result, for one that is larger than the memory: a tensor over a memory-mapped file, of the
+            result's shape, whatever it holds before. Nothing else then grows with the size of x.
         progress: called with the tiles done and the number of all tiles after each call of the function.
 
     Returns:
-        (B, C', *positions * scale) in the type that the function gives.
+        (B, C', *positions * scale) in the type that the function gives, or ``out``.
 
     Raises:
         ValueError: x has no position axis, an argument is out of range, or the function gives another shape than
-            scale says.
+            scale says, or out does not fit.
     """
     lengths, tiles, overlaps, scales = _checked(x, tile, overlap, scale, window, batch_size)
     axes = [_cut(*numbers, window) for numbers in zip(lengths, tiles, overlaps, scales, strict=True)]
@@ -80,8 +86,9 @@ def tiled(
                 raise ValueError(f"window must be 'flat' for a function that gives {outputs.dtype}, got {window!r}")
             whole = [int(length * factor) for length, factor in zip(lengths, scales, strict=True)]
             kind = outputs.dtype if window == "flat" else torch.promote_types(outputs.dtype, torch.float32)
-            result = torch.zeros(x.shape[0], outputs.shape[1], *whole, dtype=kind, device=target)
-        for place, output in zip(batch, outputs.to(target).chunk(len(batch)), strict=True):
+            shape = (x.shape[0], outputs.shape[1], *whole)
+            result = torch.zeros(shape, dtype=kind, device=target) if out is None else _emptied(out, shape, kind)
+        for place, output in zip(batch, outputs.to(result.device).chunk(len(batch)), strict=True):
             region = result[_index(part.written for part in place)]
             kept = output[_index(part.kept for part in place)]
             if window == "flat":
@@ -90,7 +97,14 @@ def tiled(
                 region.add_(_weighted(kept.to(result.dtype), place))
         if progress is not None:
             progress(first + len(batch), len(places))
-    return result.to(outputs.dtype)
+    return result.to(outputs.dtype) if out is None else out
+
+
+def _emptied(out: Tensor, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+    if out.shape != shape or out.dtype != kind:
+        raise ValueError(f"out must be {shape} of {kind}, got {tuple(out.shape)} of {out.dtype}")
+    out.zero_()
+    return out
 
 
 class _Part(NamedTuple):
@@ -170,11 +184,15 @@ _RISES: dict[str, Callable[[Tensor], Tensor]] = {
     "flat": torch.ones_like,
     "linear": lambda fraction: fraction,
     "hann": lambda fraction: torch.sin(0.5 * math.pi * fraction).square(),
+    "gaussian": torch.ones_like,  # it does not look at the overlap
 }
 
 
 def _ramps(begins: list[int], size: int, overlap: int, window: str) -> list[Tensor]:
     """Weights of each tile of an axis, which rise and fall over the overlap except at the ends of the axis."""
+    if window == "gaussian":
+        distance = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (_SIGMA * size)
+        return [torch.exp(-0.5 * distance.square())] * len(begins)
     rise = _RISES[window]((torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1))
     weights = []
     for begin in begins:

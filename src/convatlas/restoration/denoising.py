@@ -185,11 +185,12 @@ class Denoising(GradientTask):
         """The distance of the cleaned patches from the true ones."""
         result, truth = self.network(batch["low"]).float(), batch["high"]
         if self.loss == "l1":
-            return {"loss": F.l1_loss(result, truth)}
-        if self.loss == "mse":
-            return {"loss": F.mse_loss(result, truth)}
-        # As NAFNet is trained: 10 log10 of the error of each patch; 1e-8 keeps it finite.
-        return {"loss": 10 * ((result - truth).square().mean((1, 2, 3)) + 1e-8).log10().mean()}
+            loss = F.l1_loss(result, truth)
+        elif self.loss == "mse":
+            loss = F.mse_loss(result, truth)
+        else:  # as NAFNet is trained: 10 log10 of the error of each patch; 1e-8 keeps it finite
+            loss = 10 * ((result - truth).square().mean((1, 2, 3)) + 1e-8).log10().mean()
+        return {"loss": loss, "result": result, "truth": truth}
 
     def metrics(self) -> nn.Module:
         """PSNR and mean squared error of whole validation images."""

@@ -1,19 +1,43 @@
-"""Sets of images to learn restoration from: splitting them, telling them, and putting batches together."""
+"""Sets of images or volumes to learn restoration from: splitting them, telling them, and putting batches together."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from convatlas.data.image_pairs import Pairs
 from convatlas.errors import DataError
 
-__all__ = ["collate", "digest", "divided"]
+__all__ = ["Entries", "collate", "digest", "divided"]
+
+
+class _Entry(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def clip(self) -> str: ...
+
+
+class Entries(Protocol):
+    """Samples of one split; each has a name, and that of the clip which it is a part of, "" for none."""
+
+    @property
+    def entries(self) -> Sequence[_Entry]:
+        """The samples, in order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, rows: Sequence[int]) -> Self:
+        """The entries at some places."""
+        ...
+
+
+Set = TypeVar("Set", bound=Entries)
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
@@ -23,7 +47,9 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
     return {name: torch.stack(column) if alike else column for name, column in columns.items()}
 
 
-def divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str) -> dict[str, Pairs]:
+def divided(
+    pairs: Set, fractions: Mapping[str, float], seed: int, data: str, *, what: str = "images"
+) -> dict[str, Set]:
     """Split at random by images and whole clips; a source of few clips is split in the order of its frames."""
     units: dict[str, list[int]] = {}
     for row, entry in enumerate(pairs.entries):
@@ -36,7 +62,7 @@ def divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str) 
     else:
         groups = [[row] for row in range(len(pairs))]
     if len(groups) < parts:
-        raise DataError(f"{data} holds {len(groups)} images, but training needs at least {parts}")
+        raise DataError(f"{data} holds {len(groups)} {what}, but training needs at least {parts}")
     held_out = {name: max(1, round(share * len(groups))) for name, share in fractions.items() if name != "train"}
     chosen: dict[str, Any] = {}
     end = len(groups)
@@ -47,8 +73,8 @@ def divided(pairs: Pairs, fractions: Mapping[str, float], seed: int, data: str) 
     return {name: pairs.subset(sorted(row for group in part for row in group)) for name, part in chosen.items()}
 
 
-def digest(splits: Mapping[str, Pairs]) -> str:
-    """A short text that tells whether images were split in the same way."""
+def digest(splits: Mapping[str, Entries]) -> str:
+    """A short text that tells whether samples were split in the same way."""
     digest = hashlib.sha256()
     for name, pairs in splits.items():
         digest.update(f"{name} {len(pairs)}\n".encode())

@@ -97,6 +97,8 @@ class SuperResolution(GradientTask):
         config = model_config(self.model, **self.options)  # unknown names are told before any data are read
         if not isinstance(config, UpscalerConfig) or isinstance(config, DenoiserConfig):
             raise Unsupported(f"{self.model} is not a network for super-resolution")
+        if getattr(config, "dims", 2) != 2:
+            raise Unsupported(f"{self.model} enlarges volumes: take the task volume-super-resolution")
         if "in_channels" in self.options:
             raise ValueError("options must not hold in_channels: it follows from colour")
         if self.colour not in ("y", "rgb"):
@@ -187,7 +189,8 @@ class SuperResolution(GradientTask):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Mean squared error of the enlarged patches (paper, equation 7)."""
-        return {"loss": F.mse_loss(self.network(batch["low"]).float(), batch["high"])}
+        result, truth = self.network(batch["low"]).float(), batch["high"]
+        return {"loss": F.mse_loss(result, truth), "result": result, "truth": truth}
 
     def metrics(self) -> nn.Module:
         """PSNR of luma and mean squared error of whole validation images."""

@@ -35,7 +35,8 @@ __all__ = ["NOTHING_YET", "AtomicCheckpointIO", "Checkpoints", "History"]
 
 _logger = logging.getLogger(__name__)
 
-#: What a process sums up over an epoch: losses of its batches, and norms of the gradients of its steps before clipping.
+#: What a process sums up over an epoch: losses of its batches, norms of the gradients of its steps before clipping, and
+#: under names that begin with ``train_`` what a method of several steps tells of its losses.
 NOTHING_YET = {"loss": 0.0, "batches": 0, "gradient": 0.0, "steps": 0}
 
 
@@ -54,13 +55,16 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Add the row of the epoch."""
         sums, group = every_process(_plain(pl_module.loss_sum)), trainer.optimizers[0].param_groups[0]
+        batches = max(sum(each["batches"] for each in sums), 1)
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "lr": group["lr"] / group.get("lr_scale", 1.0),
-            "train_loss": sum(each["loss"] for each in sums) / max(sum(each["batches"] for each in sums), 1),
+            "train_loss": sum(each["loss"] for each in sums) / batches,
             "grad_norm": sum(each["gradient"] for each in sums) / max(sum(each["steps"] for each in sums), 1),
         }
+        parts = [name for name in sums[0] if name.startswith("train_")]
+        row |= {name: sum(each.get(name, 0.0) for each in sums) / batches for name in sorted(parts)}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)

@@ -215,6 +215,10 @@ class _Module(L.LightningModule):
                 self.clip_gradients(optimizers[number], self.training_settings.clip, "norm")
                 optimizers[number].step()
                 total = losses["loss"].detach() + (0 if total is None else total)
+                for name, value in losses.items():  # what else the method tells becomes a curve
+                    if name != "loss" and value.dim() == 0:
+                        so_far = self.loss_sum.get(f"train_{name}", 0.0)
+                        self.loss_sum[f"train_{name}"] = so_far + value.detach().double()
         for scheduler in schedulers:
             scheduler.step()
         return total

@@ -65,7 +65,8 @@ class Method:
     def turns(self, model: nn.Module, batch: Any, loss_fn: LossFn) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """The steps that one batch is for: which of the `optimizers` makes it, and its losses.
 
-        Whoever iterates makes each step before asking for the next:
+        Numbers beside ``"loss"`` become columns of ``metrics.csv``, such as ``train_critic`` of ``"critic"``. Whoever
+        iterates makes each step before asking for the next:
 
             optimizers = method.optimizers(model, training)
             for number, losses in method.turns(model, batch, loss_fn):

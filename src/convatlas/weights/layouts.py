@@ -30,14 +30,14 @@ class Layout:
     """How the keys of a foreign checkpoint map to ours.
 
     Attributes:
-        renames: pairs of a regular expression and its replacement, applied in order by `re.sub` to every key. A key
-            that becomes empty is dropped.
+        renames: pairs of a regular expression and its replacement, text or a function of the match, applied in order by
+            `re.sub` to every key. A key that becomes empty is dropped.
         function: called with the renamed state dict and the model; returns the state dict in our layout. For what
             names cannot say: splitting, joining, permuting. It raises any error on keys of another layout; the text of
             a `CheckpointError` reaches the user.
     """
 
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     function: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None
 
     def apply(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
