@@ -53,10 +53,9 @@ EXCEPTIONS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
     (("fdconv",), ("srcnn_915_x3",), "its first and last convolution have one channel on one side"),
     (
         ("fdconv", "cross_d_conv", "deform_conv", "im2win"),
-        ("conv_tasnet", "dcdm_64", "ffdnn", "r3d_18", "sequence_cnn", "skeleton_two_stream", "uniformer3d_small_split"),
         (
-            *("dcdm_64", "disgan_x2", "ffdnn", "med3d_resnet10", "r3d_18", "sequence_cnn", "skeleton_two_stream"),
-            "uniformer3d_small_split",
+            *("conv_tasnet", "dcdm_64", "disgan_x2", "ffdnn", "med3d_resnet10", "r3d_18", "sequence_cnn"),
+            *("skeleton_two_stream", "uniformer3d_small_split"),
         ),
         "the layer is for images only",
     ),

@@ -170,7 +170,7 @@ def _separate_file(
 
         def keep(y: Tensor) -> None:
             if y.shape[1]:
-                for file, samples in zip(kept, meter.heard(y[0].float().cpu().numpy() / lift), strict=True):
+                for file, samples in zip(kept, meter.heard((y[0].float() / float(lift)).cpu().numpy()), strict=True):
                     file.write(samples.tobytes())
 
         with torch.inference_mode(), progress(name, -(-audio.samples // chunk)) as advance:

@@ -22,7 +22,7 @@ from convatlas.data.images import Skipped
 from convatlas.data.linear_images import LinearImage
 from convatlas.data.png16 import write_png16
 from convatlas.errors import DataError
-from convatlas.files import atomic_path, write_bytes, write_text
+from convatlas.files import atomic_path, free_name, write_bytes, write_text
 from convatlas.networks.colour_constancy.description import IlluminantNetwork
 from convatlas.networks.colour_constancy.ensembles import Committee
 from convatlas.networks.colour_constancy.histograms import CCC
@@ -32,7 +32,6 @@ from convatlas.ops.log_chroma import log_chroma_to_rgb
 from convatlas.report import printable
 from convatlas.restoration.illuminant_evaluation import Estimate, estimate, view
 from convatlas.restoration.illuminant_training import ready
-from convatlas.restoration.naming import free_name
 from convatlas.training.progress import progress
 
 if TYPE_CHECKING:

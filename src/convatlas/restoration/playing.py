@@ -10,9 +10,9 @@ from pathlib import Path
 from convatlas.data.images import Skipped
 from convatlas.data.video import Frame, Video, is_video_name, read_video, write_video
 from convatlas.errors import CheckpointError, DataError
+from convatlas.files import free_name
 from convatlas.networks.base import Upscaler
 from convatlas.restoration.delivery import LOW, Described, Playback, is_package, read_package
-from convatlas.restoration.naming import free_name
 from convatlas.restoration.protocol import Protocol
 from convatlas.restoration.upscaling import upscale_video
 from convatlas.training.progress import progress

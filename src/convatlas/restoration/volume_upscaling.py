@@ -22,10 +22,10 @@ from convatlas.data.images import Skipped
 from convatlas.data.scans import SCAN_SUFFIXES, Scan, read_scan, write_scan
 from convatlas.data.volume_sets import scan_files
 from convatlas.errors import DataError
+from convatlas.files import free_name
 from convatlas.networks.base import Upscaler
 from convatlas.ops.tiling import Window, tiled
 from convatlas.ops.volume_resize import Degradation, is_centred, linear_enlarge
-from convatlas.restoration.naming import free_name
 from convatlas.restoration.volume_pictures import middle_slices, orthogonal_slices, residual_slices
 from convatlas.training.progress import progress as shown_progress
 
