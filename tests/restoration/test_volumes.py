@@ -22,6 +22,7 @@ from convatlas.data.phantoms import phantom
 from convatlas.data.scans import Scan, read_scan
 from convatlas.errors import DataError, Interrupted, Unsupported
 from convatlas.networks.registry import create_model
+from convatlas.restoration.super_resolution import SuperResolution
 from convatlas.restoration.volume_evaluation import (
     VolumePatches,
     VolumeQuality,
@@ -361,6 +362,9 @@ def test_recipes_train_a_step(recipe: str, tmp_path: Path):
 def test_bad_settings_and_data(tmp_path: Path):
     with pytest.raises(Unsupported, match="espcn_x2 is not a network that enlarges volumes"):
         VolumeSuperResolution(model="espcn_x2")
+    with pytest.raises(Unsupported, match="disgan_x2 enlarges volumes: take the task volume-super-resolution"):
+        SuperResolution(model="disgan_x2")
+    assert SuperResolution(model="disgan_2d_x2").scale == 2
     with pytest.raises(Unsupported, match="disgan_2d_x2 is not"):
         VolumeSuperResolution(model="disgan_2d_x2")
     for setting, message in (

@@ -118,7 +118,8 @@ def read_scan(path: str | Path, *, name: str | None = None) -> Scan:
         raise
     except Exception as error:  # damaged files make the decoders raise nearly anything
         reason = "the file is empty" if path.stat().st_size == 0 else str(error) or type(error).__name__
-        reason = "it is no NIfTI file" if reason.startswith("Cannot work out file type") else reason
+        if any(words in reason for words in ("Cannot work out file type", "not a gzip file")):
+            reason = "it is no NIfTI file"
         raise Unreadable(name, reason.removeprefix(f"{path} ")) from None
     if scan.values.ndim != 3 or 0 in scan.values.shape:
         what = f"a series of {scan.values.shape[3]} volumes" if scan.values.ndim == 4 else "not that of a volume"

@@ -237,6 +237,11 @@ class UpscalerConfig(NetworkConfig):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
+    @property
+    def spatial_dims(self) -> int:
+        """Axes of position: 2 of images, 3 of volumes."""
+        return 2
+
     @abstractmethod
     def build(self) -> Upscaler: ...
 
@@ -262,7 +267,7 @@ class Upscaler(nn.Module, ABC):
     @property
     def dims(self) -> int:
         """Axes of position: 2 of images, 3 of volumes."""
-        return 2
+        return int(self.config.spatial_dims)
 
     @property
     def in_channels(self) -> int:

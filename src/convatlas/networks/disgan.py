@@ -72,6 +72,10 @@ class RRDBConfig(UpscalerConfig):
             raise ValueError(f"scale must be a power of two, got {self.scale}")
         _check_sizes(self.dims, filters=self.filters, num_blocks=self.num_blocks)
 
+    @property
+    def spatial_dims(self) -> int:
+        return self.dims
+
     def build(self) -> RRDBGenerator:
         return RRDBGenerator(self)
 
@@ -243,10 +247,6 @@ class RRDBGenerator(Upscaler):
         self.reconstruction = nn.Sequential(
             conv(filters, filters, 3, padding=1), nn.LeakyReLU(_SLOPE), conv(filters, config.in_channels, 3, padding=1)
         )
-
-    @property
-    def dims(self) -> int:
-        return int(self.config.dims)
 
     @property
     def reach(self) -> int:

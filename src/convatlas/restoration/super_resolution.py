@@ -97,7 +97,7 @@ class SuperResolution(GradientTask):
         config = model_config(self.model, **self.options)  # unknown names are told before any data are read
         if not isinstance(config, UpscalerConfig) or isinstance(config, DenoiserConfig):
             raise Unsupported(f"{self.model} is not a network for super-resolution")
-        if getattr(config, "dims", 2) != 2:
+        if config.spatial_dims != 2:
             raise Unsupported(f"{self.model} enlarges volumes: take the task volume-super-resolution")
         if "in_channels" in self.options:
             raise ValueError("options must not hold in_channels: it follows from colour")

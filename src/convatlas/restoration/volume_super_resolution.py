@@ -116,7 +116,7 @@ class VolumeSuperResolution(GradientTask):
 
     def _config(self) -> UpscalerConfig:
         config = model_config(self.model, **self.options)
-        if not isinstance(config, UpscalerConfig) or getattr(config, "dims", 2) != 3:
+        if not isinstance(config, UpscalerConfig) or config.spatial_dims != 3:
             raise Unsupported(f"{self.model} is not a network that enlarges volumes")
         if config.in_channels != 1:
             raise ValueError(f"options must leave in_channels at 1, got {config.in_channels}")

@@ -57,9 +57,10 @@ class Intensities(NamedTuple):
         """
         step = max(1, math.ceil((values.size / _LOOKED_AT) ** (1 / 3)))
         some = values[::step, ::step, ::step]
-        low, high = float(values.min()), float(np.percentile(some, _BRIGHT))
+        low = float(values.min())
         if not math.isfinite(low + float(values.max())):
             raise ValueError("volume must be finite, got NaN or infinity")
+        high = float(np.percentile(some, _BRIGHT))
         high = high if high > low else float(values.max())
         if not high > low:
             raise ValueError(f"volume must not be constant, all of it is {low:g}")
