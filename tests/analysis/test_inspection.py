@@ -57,10 +57,13 @@ def test_every_network_can_be_inspected(entry: Network):
     size = {row["quantity"]: row["value"] for row in found["Size"]}
     assert size["parameters"] == counted.parameters
     assert size["multiply-adds"] == counted.macs > 0
-    stages = found["Stages"]
-    assert len(stages) > 1
-    assert sum(row["multiply-adds"] for row in stages) == pytest.approx(counted.macs, rel=0.02)
-    assert sum(row["parameters"] for row in stages) == pytest.approx(counted.parameters, rel=0.02)
+    if sum(any(True for _ in part.parameters(recurse=False)) for name, part in model.named_modules() if name) < 2:
+        assert "Stages" not in found  # it has no parts
+    else:
+        stages = found["Stages"]
+        assert len(stages) > 1
+        assert sum(row["multiply-adds"] for row in stages) == pytest.approx(counted.macs, rel=0.02)
+        assert sum(row["parameters"] for row in stages) == pytest.approx(counted.parameters, rel=0.02)
     assert sum(row["MACs"] for row in found["Layers"]) <= counted.macs
     assert {row["what"].partition(",")[0] for row in found["Memory"]} == {"inference", "training step"}
     if isinstance(model, Backbone):

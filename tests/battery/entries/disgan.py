@@ -20,7 +20,12 @@ NETWORKS = [
     Network("disgan_x2", {"filters": 4, "num_blocks": 1}, _volume(5, 3, 4)),
     Network("disgan_x4", {"filters": 3, "num_blocks": 1, "norm": True, "in_channels": 2}, _volume(3, 2, 5)),
     Network("disgan_2d_x2", {"filters": 4, "num_blocks": 1}, _volume(7, 5)),
-    Network("disgan_discriminator", {"filters": 4, "levels": 3, "init_std": None}, _volume(8, 16, 8)),
+    Network(
+        "disgan_discriminator",
+        {"filters": 4, "levels": 3, "init_std": None},
+        _volume(8, 16, 8),
+        {"half_precision": "torch's bfloat16 gradient of a 3-D convolution of few positions is not always finite"},
+    ),
     Network(
         "disgan_plain_discriminator", {"filters": 3, "levels": 2, "in_channels": 2, "init_std": None}, _volume(8, 4, 12)
     ),
