@@ -50,12 +50,18 @@ __all__ = [
 ]
 
 Index = npt.NDArray[np.uint8]
+#: How weights are kept in a package.
 Store = Literal["float32", "float16", "int8"]
 
 #: Bytes of a parameter.
 BYTES_OF: dict[str, int] = {"float32": 4, "float16": 2, "int8": 1}
-#: Names of the files of a package.
-LOW, NETWORKS, CHUNKS, _CONFIG = "low.mp4", "networks.safetensors", "chunks.bin", "config.yaml"
+#: File of a package that holds the small clip.
+LOW = "low.mp4"
+#: File of a package that holds the weights of all networks.
+NETWORKS = "networks.safetensors"
+#: File of a package that holds the number of the network of each patch.
+CHUNKS = "chunks.bin"
+_CONFIG = "config.yaml"
 #: Pixels of low resolution that go through a network together.
 _BATCH = 2**18
 
