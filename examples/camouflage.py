@@ -1,8 +1,8 @@
 """Hides a photograph in another and finds it again: python examples/camouflage.py.
 
 Squares of scikit-image's photographs are the images that one trusts. A few others get a face hidden in them, which a
-network of 64 x 64 pixels would see. Ten seconds on one core. Writes camouflage.png, for each the photograph, the attack,
-and what the network gets of the attack, and runs/camouflage_scan/report.html.
+network of 64 x 64 pixels would see. Ten seconds on one core. Writes camouflage.png, for each the photograph, the
+attack, and what the network gets of the attack, and runs/camouflage_scan/report.html.
 """
 
 from __future__ import annotations
