@@ -51,6 +51,7 @@ from convatlas.bench import (
     transform_once,
     tvconv,
     wavelets,
+    weighted_conv,
 )
 from convatlas.networks.registry import create_model
 from convatlas.ops.im2win import ConvLayer
@@ -107,6 +108,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KERNEL_LENGTHS", "LAYER_LENGTHS"):
         monkeypatch.setattr(sgconv, name, (32, 64))
     monkeypatch.setattr(sgconv, "LONG", 64)
+    monkeypatch.setattr(weighted_conv, "LAYERS", ((1, 4, 5), (2, 3, 4)))
+    monkeypatch.setattr(weighted_conv, "NETWORKS", (("dncnn_weighted_k5", 1, 6), ("resnet18", 1, 32)))
     monkeypatch.setattr(tvconv, "SIZES", ((2, 4, 6), (1, 4, 5)))
     layers = {name: ConvLayer(2, 8, 3, 3, stride) for name, stride in (("Conv3", 2), ("Conv9", 1))}
     monkeypatch.setattr(im2win, "BENCHMARK_LAYERS", layers)
