@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ def map_to_tokens(x: Tensor) -> Tensor:
         x: a map of one or more position axes.
     """
     if _is_single(x):
-        size, stride = x.shape, x.stride()
-        x.register_hook(lambda gradient: gradient.new_empty_strided(size, stride).copy_(gradient))
+        x.register_hook(partial(_laid_out, x.shape, x.stride()))
     return x.flatten(2).transpose(1, 2)
 
 
@@ -48,3 +48,8 @@ def _is_single(x: Tensor) -> bool:
     memory than its input. So maps of one sample keep one layout. (A captured graph must serve every size.)
     """
     return x.requires_grad and not torch.compiler.is_compiling() and len(x) == 1
+
+
+def _laid_out(size: Sequence[int], stride: Sequence[int], gradient: Tensor | None) -> Tensor | None:
+    """A gradient, where there is one, with the strides of what it belongs to."""
+    return None if gradient is None else gradient.new_empty_strided(size, stride).copy_(gradient)
