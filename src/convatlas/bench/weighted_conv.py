@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +71,13 @@ def _with_weights(layer: nn.Module, x: Tensor) -> Call:
 
 
 def _networks(name: str, batch: int, side: int, merged: bool, device: torch.device) -> dict[str, Call]:
-    network = create_model(name)
+    network: Any = create_model(name)
     if not any(isinstance(part, WeightedConv2d) for part in network.modules()):
         network = apply_weighted_conv(network).model
+    channels: int = network.in_channels
     ours = network.to(device).eval()
     networks = {"weighted": ours, PLAIN: swap(ours, WeightedConv2d, bake).model.eval()}
-    x = torch.randn(batch, ours.in_channels, side, side, device=device)  # type: ignore[arg-type]
+    x = torch.randn(batch, channels, side, side, device=device)
     if merged:
         networks = {key: merge(each, x[:1]).model for key, each in networks.items()}
     return {key: forward(each, x) for key, each in networks.items()}
