@@ -94,10 +94,10 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_same(model: nn.Module, result: Surgery, x: Tensor) -> None:
+def check_same(model: nn.Module, result: Surgery, *inputs: Tensor) -> None:
     """Same function, original not touched, nothing shared."""
     with torch.no_grad():
-        expected, actual = model(x), result.model(x)
+        expected, actual = model(*inputs), result.model(*inputs)
     assert float((actual - expected).abs().max()) <= BOUNDS[expected.dtype] * float(expected.abs().max())
     ours = {t.untyped_storage().data_ptr() for t in (*result.model.parameters(), *result.model.buffers())}
     assert not ours & {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}

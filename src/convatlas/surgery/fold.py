@@ -122,6 +122,10 @@ def _plain_parameters(holder: nn.Module) -> list[str]:
         # Not by torch's own removal, which deletes the property from the class that the original and its copy share.
         del module._modules["parametrizations"]
         module.__class__ = type(module).__bases__[0]
+        # Torch's weight normalisation leaves a hook that renames keys to those of its parametrization.
+        for number, hook in list(module._load_state_dict_pre_hooks.items()):
+            if getattr(getattr(hook, "hook", hook), "__name__", "") == "_weight_norm_compat_hook":
+                del module._load_state_dict_pre_hooks[number]
         for key, value in values.items():
             if originals := list(lists.get_submodule(key).parameters(recurse=False)):
                 setattr(module, key, nn.Parameter(value, any(entry.requires_grad for entry in originals)))
