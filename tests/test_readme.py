@@ -29,7 +29,7 @@ EVERY = [(page, line) for page in PAGES for line in commands(page)]
 #: Pages whose commands need other data and are run by the tests of their task, but for those of `ANYWHERE`.
 ELSEWHERE = {
     *("audio.md", "denoising.md", "forecasting.md", "physics.md", "points.md", "super_resolution.md"),
-    *("video_delivery.md", "white_balance.md"),
+    *("video_delivery.md", "volumes.md", "white_balance.md"),
 }
 ANYWHERE = ("convatlas spectrogram",)
 SHOWN = [
@@ -37,11 +37,6 @@ SHOWN = [
     for page, line in EVERY
     if page.name not in ELSEWHERE or line.startswith(ANYWHERE)
 ]
-#: Pages whose commands need other data and are run by the tests of their task.
-ELSEWHERE = {
-    *("audio.md", "denoising.md", "forecasting.md", "physics.md", "points.md", "super_resolution.md", "volumes.md"),
-}
-SHOWN = [pytest.param(line, id=f"{page.name}: {line}") for page, line in EVERY if page.name not in ELSEWHERE]
 
 
 def test_the_readme_shows_commands():
