@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -210,7 +211,8 @@ def _settings(place: Place) -> Iterator[None]:
     else:
         torch.backends.cudnn.allow_tf32 = False  # results are compared as float32
     try:
-        yield
+        with threadpool_limits(place.threads or None, user_api="blas"):  # of NumPy and SciPy
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
