@@ -28,7 +28,7 @@ from convatlas.restoration.denoising_evaluation import (
 )
 from convatlas.restoration.metrics import MeanPSNR, MeanSquaredError
 from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSet
-from convatlas.restoration.sets import collate, digest, divided
+from convatlas.restoration.sets import collate, digest, train_val_test
 from convatlas.restoration.upscaling import in_tiles
 from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
@@ -150,15 +150,7 @@ class Denoising(GradientTask):
         return self.screen.pairs(sets)
 
     def _split(self, sets: dict[str, Pairs]) -> dict[str, Pairs]:
-        held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
-        if "all" in sets:
-            return divided(sets["all"], {"train": 1 - sum(held_out.values()), **held_out}, self.split_seed, self.data)
-        if "train" not in sets:
-            raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
-        if "val" not in sets:
-            fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-            sets = {**sets, **divided(sets["train"], fractions, self.split_seed, self.data)}
-        return {**sets, "test": sets.get("test", sets["val"])}
+        return train_val_test(sets, self.val_fraction, self.test_fraction, self.split_seed, self.data)
 
     def _learning_pairs(self, pairs: Pairs, shelf: Shelf) -> list[LearningPair]:
         found = []

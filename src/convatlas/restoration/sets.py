@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convatlas.errors import DataError
 
-__all__ = ["Entries", "collate", "digest", "divided"]
+__all__ = ["Entries", "collate", "digest", "divided", "train_val_test"]
 
 
 class _Entry(Protocol):
@@ -71,6 +71,32 @@ def divided(
         chosen[name], end = groups[start:end], start
     chosen["train"] = groups[:end]
     return {name: pairs.subset(sorted(row for group in part for row in group)) for name, part in chosen.items()}
+
+
+def train_val_test(
+    sets: Mapping[str, Set], val_fraction: float, test_fraction: float, seed: int, data: str, *, what: str = "images"
+) -> dict[str, Set]:
+    """Splits to train on, to choose the best epoch by and to test on, from those that the data have.
+
+    Args:
+        sets: by split, or under "all" what has none.
+        val_fraction: share of the training part that chooses the best epoch, where the data have no such part.
+        test_fraction: share of all that is left for the test, where the data have no split.
+        seed: of the random split.
+        data, what: for messages: the source, and what it holds.
+
+    Raises:
+        DataError: there is no training part, or there are too few.
+    """
+    if "all" in sets:
+        held_out = {"test": test_fraction, "val": (1 - test_fraction) * val_fraction}
+        return divided(sets["all"], {"train": 1 - sum(held_out.values()), **held_out}, seed, data, what=what)
+    if "train" not in sets:
+        raise DataError(f"{data} has no train folder, only {', '.join(sets)}")
+    parts = dict(sets)
+    if "val" not in parts:
+        parts |= divided(parts["train"], {"train": 1 - val_fraction, "val": val_fraction}, seed, data, what=what)
+    return {**parts, "test": parts.get("test", parts["val"])}
 
 
 def digest(splits: Mapping[str, Entries]) -> str:

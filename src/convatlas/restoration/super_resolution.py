@@ -29,7 +29,7 @@ from convatlas.restoration.evaluation import (
 from convatlas.restoration.metrics import MeanLumaPSNR, MeanSquaredError
 from convatlas.restoration.patches import LearningPair, PatchSet, Shelf, WholeSet, learning_pair
 from convatlas.restoration.protocol import Protocol
-from convatlas.restoration.sets import collate, digest, divided
+from convatlas.restoration.sets import collate, digest, train_val_test
 from convatlas.restoration.upscaling import in_tiles
 from convatlas.robustness.screening import Screen, Screening
 from convatlas.training.left_out import tell_skipped
@@ -152,15 +152,7 @@ class SuperResolution(GradientTask):
         return self.screen.pairs(sets)
 
     def _split(self, sets: dict[str, Pairs]) -> dict[str, Pairs]:
-        held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
-        if "all" in sets:
-            return divided(sets["all"], {"train": 1 - sum(held_out.values()), **held_out}, self.split_seed, self.data)
-        if "train" not in sets:
-            raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
-        if "val" not in sets:
-            fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-            sets = {**sets, **divided(sets["train"], fractions, self.split_seed, self.data)}
-        return {**sets, "test": sets.get("test", sets["val"])}
+        return train_val_test(sets, self.val_fraction, self.test_fraction, self.split_seed, self.data)
 
     def _learning_pairs(self, pairs: Pairs, shelf: Shelf) -> list[LearningPair]:
         found = []

@@ -21,7 +21,7 @@ from convatlas.networks.registry import model_config, published_source
 from convatlas.ops.volume_resize import Degradation, is_centred
 from convatlas.report import Report
 from convatlas.restoration.metrics import MeanPSNR, MeanSquaredError
-from convatlas.restoration.sets import collate, digest, divided
+from convatlas.restoration.sets import collate, digest, train_val_test
 from convatlas.restoration.volume_evaluation import (
     MeasuredVolume,
     VolumePair,
@@ -155,16 +155,7 @@ class VolumeSuperResolution(GradientTask):
             )
 
     def _split(self, sets: dict[str, Volumes]) -> dict[str, Volumes]:
-        held_out = {"test": self.test_fraction, "val": (1 - self.test_fraction) * self.val_fraction}
-        if "all" in sets:
-            fractions = {"train": 1 - sum(held_out.values()), **held_out}
-            return divided(sets["all"], fractions, self.split_seed, self.data, what="volumes")
-        if "train" not in sets:
-            raise DataError(f"{self.data} has no train folder, only {', '.join(sets)}")
-        if "val" not in sets:
-            fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-            sets = {**sets, **divided(sets["train"], fractions, self.split_seed, self.data, what="volumes")}
-        return {**sets, "test": sets.get("test", sets["val"])}
+        return train_val_test(sets, self.val_fraction, self.test_fraction, self.split_seed, self.data, what="volumes")
 
     def _pairs(self, volumes: Volumes) -> list[VolumePair]:
         found = []

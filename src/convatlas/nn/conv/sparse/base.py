@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ class SparseSequential(nn.Sequential, SparseModule):
         return y
 
 
-class PlacedModule(SparseModule):
+class PlacedModule(SparseModule, ABC):
     """What convolution and pooling share: sizes for each axis, and the pairs of rows.
 
     Attributes:
@@ -71,14 +73,18 @@ class PlacedModule(SparseModule):
         self.kernel = Kernel(sizes["kernel_size"], sizes["stride"], sizes["padding"], sizes["dilation"])
         self.indice_key = indice_key
 
+    @abstractmethod
     def rulebook(self, x: SparseTensor) -> Rulebook:
-        """The pairs for the places of x: those found before by a layer of this geometry, or new ones."""
+        """The pairs for the places of x."""
+
+    def _known_or(self, x: SparseTensor, search: Callable[[], Rulebook]) -> Rulebook:
+        """The pairs that a layer of this geometry found before, or those of a search."""
         own = (id(x.indices), self.kind, self.kernel)
         known = x.rulebooks.get(self.indice_key) if self.indice_key is not None else None
         if known is None and own in x.rulebooks:
             known = x.rulebooks[own][1]
         elif known is None:
-            known = self._search(x)
+            known = search()
             # The places are kept with the pairs, so that no other tensor can get their identity.
             x.rulebooks[own] = (x.indices, known)
         elif (known.kind, known.kernel) != (self.kind, self.kernel) or known.input_indices is not x.indices:
@@ -89,9 +95,6 @@ class PlacedModule(SparseModule):
         if self.indice_key is not None:
             x.rulebooks[self.indice_key] = known
         return known
-
-    def _search(self, x: SparseTensor) -> Rulebook:
-        raise NotImplementedError
 
     def _check(self, x: SparseTensor, channels: int | None = None) -> None:
         if not isinstance(x, SparseTensor):

@@ -97,8 +97,8 @@ class SparseConvolution(PlacedModule):
 class _Regular(SparseConvolution):
     kind = "conv"
 
-    def _search(self, x: SparseTensor) -> Rulebook:
-        return conv_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel)
+    def rulebook(self, x: SparseTensor) -> Rulebook:
+        return self._known_or(x, lambda: conv_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel))
 
 
 class _Submanifold(SparseConvolution):
@@ -121,9 +121,9 @@ class _Submanifold(SparseConvolution):
             )
         self.kernel = Kernel(size, stride, centred, dilation)
 
-    def _search(self, x: SparseTensor) -> Rulebook:
-        kernel = self.kernel
-        return submanifold_rulebook(x.indices, x.spatial_shape, x.batch_size, kernel.size, kernel.dilation)
+    def rulebook(self, x: SparseTensor) -> Rulebook:
+        size, dilation = self.kernel.size, self.kernel.dilation
+        return self._known_or(x, lambda: submanifold_rulebook(x.indices, x.spatial_shape, x.batch_size, size, dilation))
 
 
 class _Transposed(SparseConvolution):
@@ -150,8 +150,8 @@ class _Transposed(SparseConvolution):
             raise ValueError(f"output_padding must be smaller than stride or dilation, got {output_padding}")
         self.kernel = Kernel(kernel.size, kernel.stride, kernel.padding, kernel.dilation, more)
 
-    def _search(self, x: SparseTensor) -> Rulebook:
-        return transposed_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel)
+    def rulebook(self, x: SparseTensor) -> Rulebook:
+        return self._known_or(x, lambda: transposed_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel))
 
 
 class _Inverse(SparseConvolution):

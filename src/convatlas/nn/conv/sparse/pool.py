@@ -24,8 +24,8 @@ class _MaxPool(PlacedModule):
     ) -> None:
         super().__init__(kernel_size, kernel_size if stride is None else stride, padding, dilation, indice_key)
 
-    def _search(self, x: SparseTensor) -> Rulebook:
-        return conv_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel)
+    def rulebook(self, x: SparseTensor) -> Rulebook:
+        return self._known_or(x, lambda: conv_rulebook(x.indices, x.spatial_shape, x.batch_size, self.kernel))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """The largest of the active features below each place of the output.
